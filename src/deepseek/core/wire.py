@@ -1,0 +1,153 @@
+"""The messages between the platform's process and a worker: msgpack over a Unix socket.
+
+Each frame is a 4-byte big-endian length and one tagged message. After every engine step the worker
+sends one frame that carries all new tokens of all requests.
+"""
+
+import struct
+from typing import Any
+
+import msgspec
+
+from deepseek.core.requests import (
+    EncodeRequest,
+    GenerateRequest,
+    LoadSnapshot,
+    Task,
+    TokenLogprobs,
+)
+
+FRAME_HEADER = struct.Struct(">I")
+MAX_FRAME_BYTES = 1 << 30
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One model for a worker to load."""
+
+    name: str
+    path: str
+    task: Task
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    share: float = 1.0
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All a worker process needs to start; passed as JSON on its standard input."""
+
+    pool: str
+    socket_path: str
+    device: str
+    models: list[ModelSpec]
+    num_threads: int | None = None
+    kv_cache_bytes: int = 1 << 30
+    max_step_tokens: int = 512
+    max_running: int = 64
+    step_policy: str = "fair-share"
+    snapshot_interval_s: float = 0.5
+
+
+# platform to worker
+
+
+class Generate(msgspec.Struct, tag="generate", frozen=True):
+    """Start these generations."""
+
+    requests: list[GenerateRequest]
+
+
+class Encode(msgspec.Struct, tag="encode", frozen=True):
+    """Encode these sequences."""
+
+    request: EncodeRequest
+
+
+class Abort(msgspec.Struct, tag="abort", frozen=True):
+    """Forget these requests; nothing more is sent for them."""
+
+    ids: list[int]
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """Exit after what runs has finished."""
+
+
+# worker to platform
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker found when it loaded a model."""
+
+    name: str
+    max_model_len: int
+    vocab_size: int
+    width: int = 0
+    """Length of an embedding, or number of labels."""
+    dtype: str = ""
+    weights_bytes: int = 0
+    load_s: float = 0.0
+    error: str | None = None
+    """Set when the model could not be loaded; the others serve on."""
+    error_code: str | None = None
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """Every model has been loaded, or has said why not."""
+
+    pid: int
+    models: list[ModelInfo]
+
+
+class TokenDelta(msgspec.Struct, array_like=True, frozen=True):
+    """New tokens of one request."""
+
+    id: int
+    token_ids: list[int]
+    finish_reason: str | None = None
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache."""
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class StepOutput(msgspec.Struct, tag="step", frozen=True):
+    """All that one step produced."""
+
+    deltas: list[TokenDelta]
+
+
+class Encoded(msgspec.Struct, tag="encoded", frozen=True):
+    """Rows of float32, row-major: `num_rows` x `width`."""
+
+    id: int
+    num_rows: int
+    width: int
+    data: bytes
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """One request ended with an error of `core.errors`, by its wire code."""
+
+    id: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Load(msgspec.Struct, tag="load", frozen=True):
+    """The periodic load report."""
+
+    snapshot: LoadSnapshot
+
+
+Command = Generate | Encode | Abort | Stop
+Event = Ready | StepOutput | Encoded | Failed | Load
+
+_encoder = msgspec.msgpack.Encoder()
+command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+
+def frame(message: Any) -> bytes:
+    """Return the message as one frame, ready to send."""
+    body = _encoder.encode(message)
+    return FRAME_HEADER.pack(len(body)) + body

@@ -1,0 +1,202 @@
+"""What a deployment gives to the edge: text in, text out.
+
+The classes that do it are in `deepseek.serving.deployments`; the gateway sees these shapes only.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from deepseek.core.requests import SamplingParams, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenText:
+    """One token as the OpenAI API's `logprobs` shows it."""
+
+    token: str
+    """The token's own text; bytes that are not UTF-8 by themselves appear as U+FFFD."""
+    token_bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionLogprobs:
+    """The chosen token of one position and its most probable alternatives."""
+
+    chosen: TokenText
+    top: Sequence[TokenText]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """New text of one answer. The last delta of an answer carries `finish_reason`."""
+
+    index: int
+    """Which answer: prompt number times `n` plus the number of the answer."""
+    text: str
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[PositionLogprobs] | None = None
+    finish_reason: str | None = None
+    """`stop` or `length`."""
+    num_cached_tokens: int = 0
+    """Prompt tokens taken from the prefix cache; in the first delta of an answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """How to answer, beyond the sampling itself."""
+
+    sampling: SamplingParams
+    n: int = 1
+    """Answers per prompt; each draws from its own seed, derived from `sampling.seed`."""
+    stop: Sequence[str] = ()
+    """Strings that end an answer; they are cut from the text, also when split over tokens."""
+    include_stop: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedRows:
+    """An encoder's answer."""
+
+    rows: npt.NDArray[np.float32]
+    """(inputs, width): embeddings, logits, or (inputs, 1) relevance scores."""
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentStatus:
+    """One line of `/health/ready` and `/v1/models`."""
+
+    name: str
+    task: Task
+    ready: bool
+    reason: str = ""
+    """Why it is not ready, in words for a person."""
+    created: int = 0
+    """Unix time at which the deployment was made."""
+    max_model_len: int = 0
+    num_in_flight: int = 0
+
+
+class GenerateDeployment(Protocol):
+    """A served language model."""
+
+    name: str
+    max_model_len: int
+    default_max_tokens: int | None
+
+    @property
+    def status(self) -> DeploymentStatus: ...
+
+    def render_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> list[int]:
+        """Return the token ids of a conversation under the model's chat template.
+
+        Raises `UnsupportedParameter` where the model has no chat template, or `tools` are given to
+        a template that does not know them; `InvalidRequest` with what the template complains of.
+        """
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a plain prompt."""
+        ...
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        ...
+
+    def check_grammar(self, grammar: str, *, param: str) -> None:
+        """Raise `InvalidGrammar` naming `param` where no constrained decoder can follow it."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[list[int]], options: GenerateOptions
+    ) -> AsyncIterator[TextDelta]:
+        """Yield the answers of all prompts as they grow, interleaved.
+
+        Closing the iterator aborts what still runs and frees its slots. `sampling.max_tokens` must
+        already be positive. Raises `ContextLengthExceeded`, `Overloaded`, `Draining`,
+        `ModelUnavailable`, `WorkerCrashed`, `RequestTimeout`, `EngineFault`; the first four before
+        the first delta only, at the first `__anext__`.
+        """
+        ...
+
+
+class EncodeDeployment(Protocol):
+    """A served embedder or classifier."""
+
+    name: str
+    max_model_len: int
+    labels: Sequence[str]
+    """Names of a classifier's classes, in the order of its logits; empty for an embedder."""
+    multi_label: bool
+    """Sigmoid per class instead of softmax over classes."""
+
+    @property
+    def status(self) -> DeploymentStatus: ...
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+    async def encode(
+        self, inputs: Sequence[str | list[int]], *, truncate: bool = False
+    ) -> EncodedRows:
+        """Return embeddings (task embed) or logits (task classify), one row per input.
+
+        An input longer than the model takes raises `ContextLengthExceeded`, or is cut where
+        `truncate` is set. Other errors as in `GenerateDeployment.generate`.
+        """
+        ...
+
+    async def score(
+        self, query: str, documents: Sequence[str], *, truncate: bool = False
+    ) -> EncodedRows:
+        """Return the relevance of each document to the query, (documents, 1).
+
+        An embedder answers cosine similarity; a cross-encoder (a classifier with one label) the
+        sigmoid of its logit. Another classifier raises `WrongTask`.
+        """
+        ...
+
+
+class Deployments(Protocol):
+    """All that is served, by name."""
+
+    def generator(self, name: str) -> GenerateDeployment:
+        """Raise `ModelNotFound`, or `WrongTask` where the model is an encoder (param `model`)."""
+        ...
+
+    def encoder(self, name: str) -> EncodeDeployment:
+        """Raise `ModelNotFound`, or `WrongTask` where the model generates (param `model`)."""
+        ...
+
+    def classifier(self, name: str) -> EncodeDeployment:
+        """As `encoder`, but only a model of task classify."""
+        ...
+
+    def statuses(self) -> list[DeploymentStatus]: ...
+
+    @property
+    def ready(self) -> bool:
+        """True when every deployment can take a request."""
+        ...
+
+    @property
+    def draining(self) -> bool: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Usage:
+    """Tokens that a request cost."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0

@@ -1,0 +1,33 @@
+"""Settings of one served model (section `models` of the file)."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from deepseek.core.settings import DurationSeconds, Settings
+
+
+class ModelSettings(Settings):
+    """One deployment: a model under a name, on a pool."""
+
+    source: str = Field(min_length=1)
+    """A name of the catalogue (`deepseek models list`) or the path of a Hugging Face model
+    directory, relative to the deployment file."""
+    pool: str = "default"
+    """The device pool that runs the model; `default` exists without being declared."""
+    task: Literal["auto", "generate", "embed", "classify"] = "auto"
+    """What the model does; `auto` (default) reads it from the model's config."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; `auto` (default): bfloat16 where the device computes in it,
+    else float32."""
+    max_model_len: int | None = Field(default=None, ge=8)
+    """Tokens of prompt and answer together; default: the model's own limit."""
+    share: float = Field(default=1.0, gt=0, le=1000)
+    """Weight of the model's device time and KV-cache memory beside its neighbours'; default 1."""
+    max_queue: int = Field(default=1024, ge=1)
+    """Requests held (waiting and running); one more is refused with 429 and Retry-After.
+    Default 1024."""
+    request_timeout_s: DurationSeconds = Field(default=600.0, gt=0)
+    """Seconds a request may take in all, then 504; default 600."""
+    default_max_tokens: int | None = Field(default=None, ge=1)
+    """`max_tokens` of chat requests that name none; default: what is left of the context."""

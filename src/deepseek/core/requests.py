@@ -99,11 +99,11 @@ class ModelLoad:
     kv_tokens_cached: int
     """Tokens kept for prefix reuse only; they give way to running requests."""
     kv_tokens_capacity: int
-    busy_s: float
-    """Device time this model has used since the worker started."""
-    num_steps: int
-    num_preemptions: int
-    prefix_hit_tokens: int
+    num_preemptions: int = 0
+    prefix_hit_tokens: int = 0
+    busy_s: float = 0.0
+    """Device time this model has used since the worker started (the step loop's account)."""
+    num_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

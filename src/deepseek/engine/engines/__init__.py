@@ -1,0 +1,1 @@
+"""Implementations of `deepseek.engine.base.Engine`."""

@@ -1,0 +1,62 @@
+"""Constrained decoding: which tokens may come next under a grammar (llguidance)."""
+
+import json
+from pathlib import Path
+
+import llguidance
+import llguidance.numpy
+import numpy as np
+import torch
+
+from deepseek.core.errors import InvalidGrammar, ModelSourceError
+
+
+class GrammarCompiler:
+    """Matchers over one model's vocabulary; the tokenizer is read on first use (about a second)."""
+
+    def __init__(self, model_path: Path, *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        self._path = model_path / "tokenizer.json"
+        self._vocab_size = vocab_size
+        self._eos_token_ids = list(eos_token_ids)
+        self._tokenizer: llguidance.LLTokenizer | None = None
+
+    def matcher(self, grammar: str) -> "GrammarMatcher":
+        """Return a matcher at the grammar's start; raises `InvalidGrammar`."""
+        if self._tokenizer is None:
+            self._tokenizer = self._load_tokenizer()
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise InvalidGrammar(f"the grammar cannot be followed: {matcher.get_error()}")
+        return GrammarMatcher(matcher, self._vocab_size)
+
+    def _load_tokenizer(self) -> llguidance.LLTokenizer:
+        try:
+            text = self._path.read_text()
+            json.loads(text)
+        except (OSError, ValueError) as error:
+            raise ModelSourceError(f"{self._path}: cannot be read: {error}") from error
+        return llguidance.LLTokenizer(
+            text, n_vocab=self._vocab_size, eos_token=self._eos_token_ids or None
+        )
+
+
+class GrammarMatcher:
+    """One answer's place in its grammar."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._bits = llguidance.numpy.allocate_token_bitmask(1, vocab_size)
+
+    def forbidden(self) -> torch.Tensor:
+        """Return a bool tensor (vocab_size,): True for tokens that may not come next."""
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
+        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+        return torch.from_numpy(allowed[: self._vocab_size] == 0)
+
+    def advance(self, token_id: int) -> bool:
+        """Take a drawn token; return True when the answer is complete."""
+        self._matcher.consume_token(token_id)
+        if self._matcher.is_error():
+            raise InvalidGrammar(f"the grammar came to a stop: {self._matcher.get_error()}")
+        return bool(self._matcher.is_stopped())

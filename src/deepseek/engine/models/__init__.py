@@ -1,0 +1,1 @@
+"""Decoder families, single-device; which class serves which architecture is in `registry`."""

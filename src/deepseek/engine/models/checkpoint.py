@@ -1,0 +1,78 @@
+"""Named tensors of a Hugging Face model directory, read straight from safetensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+
+from deepseek.core.errors import CorruptWeights, ModelSourceError
+from deepseek.engine.linear import make_linear
+
+
+class Checkpoint:
+    """One directory's config and tensors, converted to a number format and device on reading."""
+
+    def __init__(self, path: Path, *, dtype: torch.dtype, device: str) -> None:
+        """Open the files; tensors are read when asked for."""
+        self.path = path
+        self.dtype = dtype
+        self.device = device
+        try:
+            self.config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ModelSourceError(f"{path}: config.json cannot be used: {error}") from error
+        self.architecture: str = (self.config.architectures or ["?"])[0]
+        self._files = {}
+        for file in self._weight_files():
+            try:
+                handle = safe_open(file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CorruptWeights(f"{file}: damaged ({error}); fetch the file again") from error
+            self._files.update(dict.fromkeys(handle.keys(), handle))
+
+    def has(self, name: str) -> bool:
+        """Say whether a tensor of this name exists."""
+        return name in self._files
+
+    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Return a tensor; `CorruptWeights` where it is missing or its shape is not the config's."""
+        handle = self._files.get(name)
+        if handle is None:
+            raise CorruptWeights(f"{self.path}: tensor {name!r} is missing from the weights")
+        value: torch.Tensor = handle.get_tensor(name)
+        if shape is not None and tuple(value.shape) != shape:
+            raise CorruptWeights(
+                f"{self.path}: tensor {name!r} has shape {tuple(value.shape)}, "
+                f"config.json says {shape}"
+            )
+        # A copy: a mapped tensor would keep the file's pages in memory beside the packed ones.
+        return value.to(device=self.device, dtype=self.dtype, copy=True)
+
+    def linear(
+        self, *names: str, in_features: int, out_features: tuple[int, ...], transposed: bool = False
+    ) -> torch.nn.Module:
+        """Return one layer that computes the named layers side by side.
+
+        Names are without `.weight`; biases are taken where the checkpoint has them. `transposed`
+        says that weights are stored (in, out), as GPT-2 does.
+        """
+        weights = []
+        for name, out in zip(names, out_features, strict=True):
+            shape = (in_features, out) if transposed else (out, in_features)
+            weight = self.tensor(f"{name}.weight", shape)
+            weights.append(weight.T if transposed else weight)
+        bias = None
+        if self.has(f"{names[0]}.bias"):
+            pairs = zip(names, out_features, strict=True)
+            bias = torch.cat([self.tensor(f"{name}.bias", (out,)) for name, out in pairs])
+        return make_linear(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
+
+    def _weight_files(self) -> list[Path]:
+        index = self.path / "model.safetensors.index.json"
+        if index.exists():
+            names = json.loads(index.read_text())["weight_map"].values()
+            return [self.path / name for name in sorted(set(names))]
+        return [self.path / "model.safetensors"]

@@ -1,0 +1,36 @@
+"""From a model directory's architecture to the class that runs it, imported on use."""
+
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from deepseek.core.errors import UnsupportedModel
+from deepseek.engine.models.base import Decoder
+from deepseek.engine.models.checkpoint import Checkpoint
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": "deepseek.engine.models.llama:LlamaDecoder",
+    "MistralForCausalLM": "deepseek.engine.models.llama:LlamaDecoder",
+    "Qwen2ForCausalLM": "deepseek.engine.models.llama:LlamaDecoder",
+    "Qwen3ForCausalLM": "deepseek.engine.models.llama:LlamaDecoder",
+    "GPT2LMHeadModel": "deepseek.engine.models.gpt2:GPT2Decoder",
+}
+
+
+def load_decoder(path: Path, *, dtype: torch.dtype, device: str) -> Decoder:
+    """Load a Hugging Face model directory.
+
+    Raises `UnsupportedModel` for an unknown architecture and `CorruptWeights` where the weights
+    are damaged or contradict the config.
+    """
+    checkpoint = Checkpoint(path, dtype=dtype, device=device)
+    target = ARCHITECTURES.get(checkpoint.architecture)
+    if target is None:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise UnsupportedModel(
+            f"{path}: architecture {checkpoint.architecture!r} is not supported; known: {known}"
+        )
+    module, _, name = target.partition(":")
+    cls: type[Decoder] = getattr(import_module(module), name)
+    return cls(checkpoint)

@@ -1,0 +1,146 @@
+"""The worker's main loop: take commands, pick a model, step it, send what it produced."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+
+from deepseek.core.errors import DeepseekError
+from deepseek.core.requests import LoadSnapshot
+from deepseek.core.wire import Abort, Command, Encode, Event, Failed, Generate, Load, StepOutput
+from deepseek.core.wire import Stop, TokenDelta
+from deepseek.engine.base import Engine, Request
+from deepseek.engine.memory import resident_bytes
+from deepseek.scheduling.step_policies import StepPolicy
+
+logger = logging.getLogger(__name__)
+
+
+class StepLoop:
+    """Steps several engines on one device, one at a time."""
+
+    def __init__(
+        self,
+        engines: dict[str, Engine],
+        policy: StepPolicy,
+        *,
+        commands: "SimpleQueue[Command | None]",
+        send: Callable[[Event], None],
+        snapshot_interval_s: float,
+    ) -> None:
+        """Take commands from a queue (None: the platform is gone) and send events by `send`."""
+        self._engines = engines
+        self._policy = policy
+        self._commands = commands
+        self._send = send
+        self._interval_s = snapshot_interval_s
+        self._busy_s = dict.fromkeys(engines, 0.0)
+        self._num_steps = dict.fromkeys(engines, 0)
+        self._owners: dict[int, Engine] = {}
+        self._started = time.monotonic()
+        self._next_report = 0.0
+        self._stopping = False
+
+    def run(self) -> None:
+        """Loop until a `Stop` has been taken and all work is done, or the platform is gone."""
+        while True:
+            ready = [name for name, engine in self._engines.items() if engine.has_work]
+            if not self._take_commands(block=not ready):
+                return
+            self._report()
+            ready = [name for name, engine in self._engines.items() if engine.has_work]
+            if ready:
+                self._step(self._policy.pick(ready))
+            elif self._stopping:
+                return
+
+    def _step(self, name: str) -> None:
+        engine = self._engines[name]
+        started = time.perf_counter()
+        events: list[Event] = []
+        deltas: list[TokenDelta] = []
+        try:
+            for output in engine.step():
+                if isinstance(output, TokenDelta):
+                    deltas.append(output)
+                else:
+                    events.append(output)
+        except Exception as error:  # noqa: BLE001 - one model's fault must not end the others
+            logger.exception("a step of model %s failed", name)
+            message = f"an engine step of model {name!r} failed: {type(error).__name__}"
+            events.extend(Failed(id, "engine_fault", message) for id in engine.fail_running())
+        elapsed = time.perf_counter() - started
+        self._policy.charge(name, elapsed)
+        self._busy_s[name] += elapsed
+        self._num_steps[name] += 1
+        if deltas:
+            events.append(StepOutput(deltas))
+        for event in events:
+            self._forget_finished(event)
+            self._send(event)
+
+    def _forget_finished(self, event: Event) -> None:
+        if isinstance(event, StepOutput):
+            for delta in event.deltas:
+                if delta.finish_reason is not None:
+                    self._owners.pop(delta.id, None)
+        elif not isinstance(event, Load):
+            self._owners.pop(getattr(event, "id", -1), None)
+
+    def _take_commands(self, *, block: bool) -> bool:
+        """Apply every queued command; return False when the platform has gone."""
+        try:
+            if block and not self._stopping:
+                command = self._commands.get(timeout=self._interval_s)
+            else:
+                command = self._commands.get_nowait()
+            while True:
+                if command is None:
+                    return False
+                self._apply(command)
+                command = self._commands.get_nowait()
+        except Empty:
+            return True
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case Generate(requests):
+                for request in requests:
+                    self._add(request)
+            case Encode(request):
+                self._add(request)
+            case Abort(ids):
+                for request_id in ids:
+                    engine = self._owners.pop(request_id, None)
+                    if engine is not None:
+                        engine.abort(request_id)
+            case Stop():
+                self._stopping = True
+
+    def _add(self, request: Request) -> None:
+        engine = self._engines.get(request.model)
+        if engine is None:
+            message = f"model {request.model!r} is not loaded in this worker"
+            self._send(Failed(request.id, "model_unavailable", message))
+            return
+        try:
+            engine.add(request)
+        except DeepseekError as error:
+            self._send(Failed(request.id, error.code, error.message, error.param))
+            return
+        self._owners[request.id] = engine
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now < self._next_report:
+            return
+        self._next_report = now + self._interval_s
+        loads = [
+            replace(engine.load(), busy_s=self._busy_s[name], num_steps=self._num_steps[name])
+            for name, engine in self._engines.items()
+        ]
+        uptime_s = now - self._started
+        self._send(
+            Load(LoadSnapshot(uptime_s=uptime_s, rss_bytes=resident_bytes(), models=loads))
+        )

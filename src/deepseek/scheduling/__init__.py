@@ -1,0 +1,1 @@
+"""Pure decisions from snapshots: no clock, no socket, no tensor."""

@@ -1,0 +1,314 @@
+"""A supervised worker: requests in, their events out, restarts in between.
+
+When the process dies, requests whose caller has seen nothing yet are sent again, once, to its
+successor; those that have begun to stream end with `WorkerCrashed`.
+"""
+
+import asyncio
+import itertools
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from deepseek.core.errors import (
+    DeepseekError,
+    Draining,
+    ModelUnavailable,
+    Unavailable,
+    WorkerCrashed,
+    error_from_wire,
+)
+from deepseek.core.requests import EncodeRequest, GenerateRequest, LoadSnapshot
+from deepseek.core.wire import (
+    Abort,
+    Encode,
+    Encoded,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    ModelInfo,
+    Ready,
+    StepOutput,
+    Stop,
+    TokenDelta,
+    WorkerSpec,
+)
+from deepseek.serving.worker_process import WorkerDied, WorkerProcess, start_worker
+
+logger = logging.getLogger(__name__)
+
+MAX_BACKOFF_S = 30.0
+RETRY_AFTER_S = 5.0
+"""What a caller is told to wait while a worker starts."""
+
+
+class WorkerState(StrEnum):
+    """Where a replica's worker is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    DOWN = "down"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy:
+    """When a dead worker is started again (settings of the pool)."""
+
+    start_timeout_s: float = 600.0
+    max_restarts: int = 5
+    backoff_s: float = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A request in the worker's hands."""
+
+    request: GenerateRequest | EncodeRequest
+    inbox: "asyncio.Queue[TokenDelta | Encoded | DeepseekError]" = field(
+        default_factory=asyncio.Queue
+    )
+    has_answered: bool = False
+    was_retried: bool = False
+
+
+Observer = Callable[[str, WorkerState | LoadSnapshot], None]
+"""Told of every change of state and every load report, with the pool's name."""
+
+
+class Replica:
+    """One worker with its models; lives in the platform's event loop."""
+
+    def __init__(
+        self, spec: WorkerSpec, policy: RestartPolicy, *, observer: Observer | None = None
+    ) -> None:
+        self._spec = spec
+        self._policy = policy
+        self._observer = observer
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._worker: WorkerProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._first_ready: asyncio.Future[None] | None = None
+        self._models: dict[str, ModelInfo] = {}
+        self._num_crashes = 0
+        self.state = WorkerState.STARTING
+        self.reason = "the worker is starting"
+        self.snapshot: LoadSnapshot | None = None
+
+    @property
+    def pool(self) -> str:
+        return self._spec.pool
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id, while there is one."""
+        return None if self._worker is None else self._worker.pid
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._pending)
+
+    def model(self, name: str) -> ModelInfo | None:
+        """Return what the worker said of a model at its last start."""
+        return self._models.get(name)
+
+    async def start(self) -> None:
+        """Start the worker and wait until its models are loaded.
+
+        Raises `Unavailable` where it cannot be started within the policy's patience.
+        """
+        self._first_ready = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise(), name=f"pool {self.pool}")
+        await self._first_ready
+
+    async def stop(self, *, grace_s: float) -> None:
+        """End the worker; it gets `grace_s` to finish its step. Pending requests fail."""
+        self._set_state(WorkerState.STOPPED, "the platform is shutting down")
+        if self._worker is not None:
+            self._worker.send(Stop())
+            await self._worker.end(grace_s=grace_s)
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._fail_all(Draining("the platform is shutting down"))
+
+    def next_id(self) -> int:
+        """Return a request id that is unique for this replica."""
+        return next(self._ids)
+
+    async def stream(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+        """Yield a generation's deltas; closing the iterator aborts it in the worker."""
+        pending = self._submit(request)
+        try:
+            while True:
+                item = await pending.inbox.get()
+                if isinstance(item, DeepseekError):
+                    raise item
+                if isinstance(item, TokenDelta):
+                    yield item
+                    if item.finish_reason is not None:
+                        return
+        finally:
+            self._withdraw(request.id)
+
+    async def encode(self, request: EncodeRequest) -> Encoded:
+        """Return an encoding; cancelling the await aborts it in the worker."""
+        pending = self._submit(request)
+        try:
+            item = await pending.inbox.get()
+        finally:
+            self._withdraw(request.id)
+        if isinstance(item, DeepseekError):
+            raise item
+        if not isinstance(item, Encoded):
+            raise TypeError(f"the worker answered an encoding with {type(item).__name__}")
+        return item
+
+    # requests
+
+    def check(self, model: str) -> ModelInfo:
+        """Return the model's info; raises `Unavailable` or `ModelUnavailable` where it is not up."""
+        if self.state is not WorkerState.READY:
+            raise Unavailable(f"model {model!r}: {self.reason}", retry_after_s=RETRY_AFTER_S)
+        info = self._models[model]
+        if info.error is not None:
+            raise ModelUnavailable(f"model {model!r} could not be loaded: {info.error}")
+        return info
+
+    def _submit(self, request: GenerateRequest | EncodeRequest) -> _Pending:
+        self.check(request.model)
+        pending = _Pending(request)
+        self._pending[request.id] = pending
+        self._send(request)
+        return pending
+
+    def _send(self, request: GenerateRequest | EncodeRequest) -> None:
+        if self._worker is None:
+            return
+        if isinstance(request, GenerateRequest):
+            self._worker.send(Generate([request]))
+        else:
+            self._worker.send(Encode(request))
+
+    def _withdraw(self, request_id: int) -> None:
+        """Forget a request; one that is not finished is aborted in the worker."""
+        if self._pending.pop(request_id, None) is not None and self._worker is not None:
+            self._worker.send(Abort([request_id]))
+
+    # supervision
+
+    async def _supervise(self) -> None:
+        while True:
+            worker = await self._start_once()
+            if worker is not None:
+                await self._serve(worker)
+                await self._after_death(worker)
+            self._num_crashes += 1
+            if self._num_crashes > self._policy.max_restarts:
+                self._give_up()
+                return
+            delay_s = min(self._policy.backoff_s * 2 ** (self._num_crashes - 2), MAX_BACKOFF_S)
+            await asyncio.sleep(delay_s if self._num_crashes > 1 else 0)
+
+    async def _start_once(self) -> WorkerProcess | None:
+        try:
+            return await start_worker(self._spec)
+        except WorkerDied as error:
+            logger.error("pool %s: %s", self.pool, error)  # noqa: TRY400
+            self.reason = str(error)
+            return None
+
+    async def _serve(self, worker: WorkerProcess) -> None:
+        """Handle a worker's events until it is gone."""
+        self._worker = worker
+        watchdog = asyncio.get_running_loop().call_later(
+            self._policy.start_timeout_s, self._kill_if_starting, worker.pid
+        )
+        try:
+            async for event in worker.events():
+                self._handle(event)
+        finally:
+            watchdog.cancel()
+            self._worker = None
+
+    async def _after_death(self, worker: WorkerProcess) -> None:
+        status = await worker.end()
+        cause = signal.Signals(-status).name if status < 0 else f"status {status}"
+        if self.state is WorkerState.STOPPED:
+            return
+        logger.error("pool %s: worker %d died (%s); restarting it", self.pool, worker.pid, cause)
+        self._set_state(WorkerState.RESTARTING, f"its worker died ({cause}) and is restarting")
+        crashed = f"the worker died ({cause}) while it held the request"
+        for request_id, pending in list(self._pending.items()):
+            if pending.has_answered or pending.was_retried:
+                self._deliver(request_id, WorkerCrashed(crashed, retry_after_s=RETRY_AFTER_S))
+            else:
+                pending.was_retried = True
+
+    def _give_up(self) -> None:
+        reason = f"its worker died {self._num_crashes} times in a row; last: {self.reason}"
+        logger.error("pool %s stays down: %s", self.pool, reason)
+        self._set_state(WorkerState.DOWN, reason)
+        self._fail_all(WorkerCrashed(reason, retry_after_s=MAX_BACKOFF_S))
+        if self._first_ready is not None and not self._first_ready.done():
+            self._first_ready.set_exception(Unavailable(f"pool {self.pool!r}: {reason}"))
+
+    def _kill_if_starting(self, pid: int) -> None:
+        worker = self._worker
+        if worker is not None and worker.pid == pid and self.state is not WorkerState.READY:
+            logger.error(
+                "pool %s: worker %d did not load its models within start_timeout_s=%s",
+                self.pool, pid, self._policy.start_timeout_s,
+            )  # fmt: skip
+            asyncio.get_running_loop().create_task(worker.end())  # noqa: RUF006 - ends itself
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case StepOutput(deltas):
+                self._num_crashes = 0
+                for delta in deltas:
+                    self._deliver(delta.id, delta)
+            case Encoded():
+                self._num_crashes = 0
+                self._deliver(event.id, event)
+            case Failed(request_id, code, message, param):
+                self._deliver(request_id, error_from_wire(code, message, param=param))
+            case Load(snapshot):
+                self.snapshot = snapshot
+                if self._observer is not None:
+                    self._observer(self.pool, snapshot)
+            case Ready(_, models):
+                self._models = {info.name: info for info in models}
+                self._set_state(WorkerState.READY, "")
+                for pending in self._pending.values():
+                    self._send(pending.request)
+                if self._first_ready is not None and not self._first_ready.done():
+                    self._first_ready.set_result(None)
+
+    def _deliver(self, request_id: int, item: TokenDelta | Encoded | DeepseekError) -> None:
+        """Hand an item over; late items of withdrawn requests are dropped."""
+        pending = self._pending.get(request_id)
+        if pending is None:
+            return
+        pending.has_answered = True
+        pending.inbox.put_nowait(item)
+        if not isinstance(item, TokenDelta) or item.finish_reason is not None:
+            del self._pending[request_id]
+
+    def _fail_all(self, error: DeepseekError) -> None:
+        for request_id in list(self._pending):
+            self._deliver(request_id, error)
+
+    def _set_state(self, state: WorkerState, reason: str) -> None:
+        self.state, self.reason = state, reason
+        if self._observer is not None:
+            self._observer(self.pool, state)
+
+

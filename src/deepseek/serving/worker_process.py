@@ -1,0 +1,138 @@
+"""One worker process and the socket to it; knows nothing of restarts or requests."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from deepseek.core.wire import FRAME_HEADER, MAX_FRAME_BYTES, Command, Event, WorkerSpec
+from deepseek.core.wire import event_decoder, frame
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 120.0
+"""A worker connects after importing its libraries, before it loads a model."""
+_EXIT_TIMEOUT_S = 5.0
+
+
+class WorkerDied(Exception):  # noqa: N818 - a fact that the replica acts on, not a wire error
+    """The process ended, or never connected."""
+
+
+class WorkerProcess:
+    """A started process with an open connection."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, command: Command) -> None:
+        """Queue a command on the socket; a dead worker's commands vanish, its reader tells."""
+        if not self._writer.is_closing():
+            self._writer.write(frame(command))
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Yield events until the connection ends."""
+        try:
+            while True:
+                header = await self._reader.readexactly(FRAME_HEADER.size)
+                (length,) = FRAME_HEADER.unpack(header)
+                if length > MAX_FRAME_BYTES:
+                    logger.error("worker %d sent a frame of %d bytes; dropping it", self.pid, length)
+                    return
+                yield event_decoder.decode(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        except msgspec.DecodeError:
+            logger.exception("worker %d sent an undecodable frame; dropping it", self.pid)
+
+    async def end(self, *, grace_s: float = 0.0) -> int:
+        """Wait `grace_s` for the process to leave by itself, then make it; return its status."""
+        self._writer.close()
+        if self._process.returncode is None and grace_s > 0:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(self._process.wait(), grace_s)
+        if self._process.returncode is None:
+            self._process.kill()
+        return await self._process.wait()
+
+
+async def start_worker(spec: WorkerSpec) -> WorkerProcess:
+    """Start `python -m deepseek.engine.worker` and return it once it has connected.
+
+    Raises `WorkerDied` where it ends first or takes longer than `CONNECT_TIMEOUT_S`.
+    """
+    loop = asyncio.get_running_loop()
+    connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+    connected = loop.create_future()
+
+    def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if connected.done():
+            writer.close()
+        else:
+            connected.set_result((reader, writer))
+
+    with tempfile.TemporaryDirectory(prefix="deepseek-") as directory:
+        path = str(Path(directory) / "worker.sock")
+        server = await asyncio.start_unix_server(on_connect, path, limit=2**20)
+        spec = msgspec.structs.replace(spec, socket_path=path)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "deepseek.engine.worker",
+            stdin=asyncio.subprocess.PIPE,
+            env=_environment(),
+        )
+        try:
+            return await _connect(process, spec, connected)
+        finally:
+            server.close()
+
+
+async def _connect(
+    process: asyncio.subprocess.Process,
+    spec: WorkerSpec,
+    connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]],
+) -> WorkerProcess:
+    stdin = process.stdin
+    if stdin is None:
+        raise WorkerDied("the worker has no standard input")
+    stdin.write(msgspec.json.encode(spec))
+    stdin.close()
+    exited = asyncio.ensure_future(process.wait())
+    try:
+        await asyncio.wait(
+            {connected, exited}, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if connected.done():
+            return WorkerProcess(process, *connected.result())
+        if process.returncode is None:
+            raise WorkerDied(f"the worker did not connect within {CONNECT_TIMEOUT_S:.0f} s")
+        raise WorkerDied(f"the worker exited with status {process.returncode} before connecting")
+    except (WorkerDied, asyncio.CancelledError):
+        if process.returncode is None:
+            process.kill()
+        raise
+    finally:
+        exited.cancel()
+
+
+def _environment() -> dict[str, str]:
+    """Workers inherit everything; Python must not write bytecode races or buffer its log."""
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}

@@ -45,6 +45,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 64
     step_policy: str = "fair-share"
     snapshot_interval_s: float = 0.5
+    log_level: str = "info"
 
 
 # platform to worker

@@ -58,9 +58,7 @@ class AttentionPlan:
             self._calls.append(self._chunk_call(chunk, row))
             row += chunk.num_rows
 
-    def attend(
-        self, layer: int, queries: torch.Tensor, keys_values: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, layer: int, queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
         """Store the rows' keys and values, and attend.
 
         queries: (rows, heads * head_dim); keys_values: (rows, 2 * kv_heads * head_dim).
@@ -104,9 +102,7 @@ class AttentionPlan:
             first = chunk.length - chunk.num_rows
             queries = torch.arange(first, chunk.length, device=device)
             keys = torch.arange(chunk.length, device=device)
-            mask = torch.zeros(
-                chunk.num_rows, chunk.length, dtype=self._shape.dtype, device=device
-            )
+            mask = torch.zeros(chunk.num_rows, chunk.length, dtype=self._shape.dtype, device=device)
             mask.masked_fill_(keys > queries[:, None], float("-inf"))
             mask = mask.repeat(self._groups, 1)
         return _Call(first_row, chunk.num_rows, chunk.slot.index, 1, chunk.length, mask)

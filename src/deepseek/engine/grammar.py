@@ -1,6 +1,6 @@
 """Constrained decoding: which tokens may come next under a grammar (llguidance)."""
 
-import json
+import logging
 from pathlib import Path
 
 import llguidance
@@ -8,13 +8,17 @@ import llguidance.numpy
 import numpy as np
 import torch
 
-from deepseek.core.errors import InvalidGrammar, ModelSourceError
+from deepseek.core.errors import InvalidGrammar, UnsupportedParameter
+
+logger = logging.getLogger(__name__)
 
 
 class GrammarCompiler:
-    """Matchers over one model's vocabulary; the tokenizer is read on first use (about a second)."""
+    """Matchers over one model's vocabulary; the tokenizer is read on first use (half a second)."""
 
-    def __init__(self, model_path: Path, *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, model_path: Path, *, vocab_size: int, eos_token_ids: tuple[int, ...]
+    ) -> None:
         self._path = model_path / "tokenizer.json"
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
@@ -22,22 +26,32 @@ class GrammarCompiler:
 
     def matcher(self, grammar: str) -> "GrammarMatcher":
         """Return a matcher at the grammar's start; raises `InvalidGrammar`."""
-        if self._tokenizer is None:
-            self._tokenizer = self._load_tokenizer()
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+        matcher = llguidance.LLMatcher(self._vocabulary(), grammar, log_level=0)
         if matcher.is_error():
             raise InvalidGrammar(f"the grammar cannot be followed: {matcher.get_error()}")
         return GrammarMatcher(matcher, self._vocab_size)
 
-    def _load_tokenizer(self) -> llguidance.LLTokenizer:
+    def warm_up(self) -> None:
+        """Read the tokenizer now, so that the first constrained request does not wait for it."""
         try:
-            text = self._path.read_text()
-            json.loads(text)
-        except (OSError, ValueError) as error:
-            raise ModelSourceError(f"{self._path}: cannot be read: {error}") from error
-        return llguidance.LLTokenizer(
-            text, n_vocab=self._vocab_size, eos_token=self._eos_token_ids or None
-        )
+            self._vocabulary()
+        except UnsupportedParameter as error:
+            logger.warning("%s", error.message)
+
+    def _vocabulary(self) -> llguidance.LLTokenizer:
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = llguidance.LLTokenizer(
+                    self._path.read_text(),
+                    n_vocab=self._vocab_size,
+                    eos_token=self._eos_token_ids or None,
+                )
+            except (OSError, ValueError) as error:
+                raise UnsupportedParameter(
+                    f"{self._path}: this tokenizer cannot be constrained: {error}",
+                    param="response_format",
+                ) from error
+        return self._tokenizer
 
 
 class GrammarMatcher:

@@ -139,12 +139,15 @@ class KVCache:
         """Return the slot that shares the longest prefix with `tokens`, and its length."""
         best, best_len = None, 0
         for slot in self._slots:
-            if len(slot.tokens) > best_len and slot.tokens[: best_len + 1] == tokens[: best_len + 1]:
+            if (
+                len(slot.tokens) > best_len
+                and slot.tokens[: best_len + 1] == tokens[: best_len + 1]
+            ):
                 best, best_len = slot, common_prefix(slot.tokens, tokens)
         return best, best_len
 
     def reserve(self, slot: Slot, length: int) -> bool:
-        """Make room for `length` rows in the slot, evicting cached slots; False if there is none."""
+        """Make room for `length` rows, evicting cached slots; False if there is none."""
         missing = self.resident_tokens + max(0, length - slot.resident_tokens)
         missing -= self.capacity_tokens
         if missing > 0:

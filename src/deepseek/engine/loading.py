@@ -109,6 +109,7 @@ def _load_decoder(
     grammars = GrammarCompiler(
         directory.path, vocab_size=decoder.vocab_size, eos_token_ids=directory.eos_token_ids
     )
+    grammars.warm_up()
     engine = DecoderEngine(
         model.name,
         decoder,

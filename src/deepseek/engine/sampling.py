@@ -25,7 +25,9 @@ def sample(
     Returns the token ids and, for rows that ask for them, log-probabilities.
     """
     raw = [
-        torch.log_softmax(logits[row], dim=-1) if _params(sequence).num_logprobs is not None else None
+        torch.log_softmax(logits[row], dim=-1)
+        if _params(sequence).num_logprobs is not None
+        else None
         for row, sequence in enumerate(sequences)
     ]
     for row, sequence in enumerate(sequences):

@@ -9,7 +9,7 @@ class PoolSettings(Settings):
     """One device and the worker process that owns it; the models that name the pool share it."""
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """`cpu`, `cuda`, `cuda:N`, or `auto` (default): the first GPU where there is one, else the CPU."""
+    """`cpu`, `cuda`, `cuda:N`, or `auto` (default): the first GPU if there is one, else the CPU."""
     num_threads: int | None = Field(default=None, ge=1, le=1024)
     """Compute threads on a CPU; default: one per core the process may use."""
     kv_cache_bytes: SizeBytes = Field(default=2 * 1024**3, ge=1024**2)

@@ -8,8 +8,18 @@ from queue import Empty, SimpleQueue
 
 from deepseek.core.errors import DeepseekError
 from deepseek.core.requests import LoadSnapshot
-from deepseek.core.wire import Abort, Command, Encode, Event, Failed, Generate, Load, StepOutput
-from deepseek.core.wire import Stop, TokenDelta
+from deepseek.core.wire import (
+    Abort,
+    Command,
+    Encode,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    StepOutput,
+    Stop,
+    TokenDelta,
+)
 from deepseek.engine.base import Engine, Request
 from deepseek.engine.memory import resident_bytes
 from deepseek.scheduling.step_policies import StepPolicy
@@ -66,7 +76,7 @@ class StepLoop:
                     deltas.append(output)
                 else:
                     events.append(output)
-        except Exception as error:  # noqa: BLE001 - one model's fault must not end the others
+        except Exception as error:
             logger.exception("a step of model %s failed", name)
             message = f"an engine step of model {name!r} failed: {type(error).__name__}"
             events.extend(Failed(id, "engine_fault", message) for id in engine.fail_running())
@@ -141,6 +151,4 @@ class StepLoop:
             for name, engine in self._engines.items()
         ]
         uptime_s = now - self._started
-        self._send(
-            Load(LoadSnapshot(uptime_s=uptime_s, rss_bytes=resident_bytes(), models=loads))
-        )
+        self._send(Load(LoadSnapshot(uptime_s=uptime_s, rss_bytes=resident_bytes(), models=loads)))

@@ -14,6 +14,7 @@ import threading
 from queue import SimpleQueue
 
 import msgspec
+from transformers.utils.logging import disable_progress_bar
 
 from deepseek.core.errors import DeepseekError
 from deepseek.core.wire import (
@@ -36,11 +37,14 @@ logger = logging.getLogger(__name__)
 
 def main() -> int:
     """Run the worker; returns the process's exit status."""
-    logging.basicConfig(level=os.environ.get("DEEPSEEK_LOG_LEVEL", "INFO").upper(),
-                        format="%(asctime)s %(levelname)s worker %(name)s: %(message)s")  # fmt: skip
+    disable_progress_bar()  # the log is read by people and machines
     # Ctrl-C goes to the whole process group; the platform decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
+    logging.basicConfig(
+        level=spec.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s worker {spec.pool} %(name)s: %(message)s",
+    )
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.connect(spec.socket_path)
     commands: SimpleQueue[Command | None] = SimpleQueue()
@@ -52,7 +56,7 @@ def main() -> int:
         device = prepare_device(spec)
         policy = make_step_policy(spec.step_policy, {m.name: m.share for m in spec.models})
     except DeepseekError as error:
-        logger.error("%s", error.message)  # noqa: TRY400 - the message is the whole story
+        logger.error("%s", error.message)
         return 2
     engines, infos = _load_models(spec, device)
     events.put(Ready(os.getpid(), infos))
@@ -76,7 +80,7 @@ def _load_models(spec: WorkerSpec, device: str) -> tuple[dict[str, Engine], list
         try:
             engines[model.name], info = load_engine(model, spec, device=device)
         except (DeepseekError, OSError) as error:
-            logger.error("model %s cannot be loaded: %s", model.name, error)  # noqa: TRY400
+            logger.error("model %s cannot be loaded: %s", model.name, error)
             info = failed_info(model, error)
         infos.append(info)
     return engines, infos
@@ -86,10 +90,10 @@ def _read(connection: socket.socket, commands: "SimpleQueue[Command | None]") ->
     """Decode frames into the queue until the platform hangs up."""
     stream = connection.makefile("rb")
     try:
-        while header := stream.read(FRAME_HEADER.size):
+        while len(header := stream.read(FRAME_HEADER.size)) == FRAME_HEADER.size:
             (length,) = FRAME_HEADER.unpack(header)
             commands.put(command_decoder.decode(stream.read(length)))
-    except (OSError, EOFError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError) as error:
         logger.warning("the connection to the platform broke: %s", error)
     commands.put(None)
 

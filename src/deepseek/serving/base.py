@@ -3,7 +3,7 @@
 The classes that do it are in `deepseek.serving.deployments`; the gateway sees these shapes only.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -92,6 +92,11 @@ class GenerateDeployment(Protocol):
     @property
     def status(self) -> DeploymentStatus: ...
 
+    @property
+    def chat_template_source(self) -> str:
+        """The chat template's text, from which the form of its tool calls is told; "" for none."""
+        ...
+
     def render_chat(
         self,
         messages: Sequence[dict[str, Any]],
@@ -120,7 +125,7 @@ class GenerateDeployment(Protocol):
 
     def generate(
         self, prompts: Sequence[list[int]], options: GenerateOptions
-    ) -> AsyncIterator[TextDelta]:
+    ) -> AsyncGenerator[TextDelta, None]:
         """Yield the answers of all prompts as they grow, interleaved.
 
         Closing the iterator aborts what still runs and frees its slots. `sampling.max_tokens` must

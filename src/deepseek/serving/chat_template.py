@@ -145,5 +145,3 @@ class _GenerationTag(Extension):
         next(parser.stream)
         body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return body
-
-

@@ -7,7 +7,7 @@ the worker. Several deployments of one pool share one replica.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -99,8 +99,8 @@ class Deployment:
         limit = self.settings.max_queue
         if count > limit:
             raise InvalidRequest(
-                f"one request asks for {count} sequences; model {self.name!r} holds at most {limit} "
-                "(models.max_queue): split it"
+                f"one request asks for {count} sequences; model {self.name!r} holds at most "
+                f"{limit} (models.max_queue): split it"
             )
         if self._num_in_flight + count > limit:
             raise Overloaded(
@@ -162,7 +162,7 @@ class Generator(Deployment):
 
     async def generate(
         self, prompts: Sequence[list[int]], options: GenerateOptions
-    ) -> AsyncIterator[TextDelta]:
+    ) -> AsyncGenerator[TextDelta, None]:
         """Yield the answers of all prompts, interleaved as they grow."""
         self._check()
         self._check_lengths(prompts, options.sampling)
@@ -224,7 +224,7 @@ class _Answer:
         eos = () if sampling.ignore_eos else owner.directory.eos_token_ids
         self._silent = frozenset((*eos, *sampling.stop_token_ids))
 
-    async def run(self, replica: Replica) -> AsyncIterator[TextDelta]:
+    async def run(self, replica: Replica) -> AsyncGenerator[TextDelta, None]:
         request = GenerateRequest(
             id=replica.next_id(),
             model=self._owner.name,
@@ -290,7 +290,7 @@ def _fan_out(
             yield prompt, replace(options.sampling, seed=seed)
 
 
-async def _interleave(answers: list[_Answer], replica: Replica) -> AsyncIterator[TextDelta]:
+async def _interleave(answers: list[_Answer], replica: Replica) -> AsyncGenerator[TextDelta, None]:
     """Run several answers at once and yield their deltas as they come."""
     inbox: asyncio.Queue[TextDelta | None] = asyncio.Queue()
 

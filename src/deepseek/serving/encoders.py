@@ -47,8 +47,8 @@ class EncoderDeployment(Deployment):
             )
         if len(self.labels) != 1:
             raise WrongTask(
-                f"model {self.name!r} classifies into {len(self.labels)} labels; reranking needs an "
-                "embedder or a cross-encoder with one",
+                f"model {self.name!r} classifies into {len(self.labels)} labels; reranking needs "
+                "an embedder or a cross-encoder with one",
                 param="model",
             )
         sequences, types = self.codec.encode_pairs(query, documents)

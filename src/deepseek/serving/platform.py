@@ -12,7 +12,6 @@ from deepseek.serving.replica import Replica
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.05
 _EXIT_GRACE_S = 5.0
 
 
@@ -77,10 +76,10 @@ class Platform:
     async def stop(self, *, drain_timeout_s: float) -> None:
         """Wait for running requests, at most `drain_timeout_s`, then end the workers."""
         self.begin_drain()
-        deadline = asyncio.get_running_loop().time() + drain_timeout_s
-        while self.num_in_flight and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(_POLL_S)
-        if self.num_in_flight:
+        try:
+            async with asyncio.timeout(drain_timeout_s):
+                await asyncio.gather(*(replica.idle.wait() for replica in self._replicas))
+        except TimeoutError:
             logger.warning("%d requests did not finish in time", self.num_in_flight)
         await asyncio.gather(*(r.stop(grace_s=_EXIT_GRACE_S) for r in self._replicas))
 
@@ -92,7 +91,9 @@ class Platform:
         deployment = self._deployments.get(name)
         if deployment is None:
             known = ", ".join(sorted(self._deployments))
-            raise ModelNotFound(f"model {name!r} is not served here; served: {known}", param="model")
+            raise ModelNotFound(
+                f"model {name!r} is not served here; served: {known}", param="model"
+            )
         return deployment
 
     def _wrong(self, deployment: Deployment, what: str, *tasks: Task) -> WrongTask:

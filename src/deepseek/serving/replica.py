@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -97,6 +97,9 @@ class Replica:
         self._first_ready: asyncio.Future[None] | None = None
         self._models: dict[str, ModelInfo] = {}
         self._num_crashes = 0
+        self.idle = asyncio.Event()
+        """Set while no request is pending."""
+        self.idle.set()
         self.state = WorkerState.STARTING
         self.reason = "the worker is starting"
         self.snapshot: LoadSnapshot | None = None
@@ -143,7 +146,7 @@ class Replica:
         """Return a request id that is unique for this replica."""
         return next(self._ids)
 
-    async def stream(self, request: GenerateRequest) -> AsyncIterator[TokenDelta]:
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[TokenDelta, None]:
         """Yield a generation's deltas; closing the iterator aborts it in the worker."""
         pending = self._submit(request)
         try:
@@ -174,7 +177,7 @@ class Replica:
     # requests
 
     def check(self, model: str) -> ModelInfo:
-        """Return the model's info; raises `Unavailable` or `ModelUnavailable` where it is not up."""
+        """Return the model's info; raises `Unavailable` or `ModelUnavailable`."""
         if self.state is not WorkerState.READY:
             raise Unavailable(f"model {model!r}: {self.reason}", retry_after_s=RETRY_AFTER_S)
         info = self._models[model]
@@ -186,6 +189,7 @@ class Replica:
         self.check(request.model)
         pending = _Pending(request)
         self._pending[request.id] = pending
+        self.idle.clear()
         self._send(request)
         return pending
 
@@ -199,7 +203,7 @@ class Replica:
 
     def _withdraw(self, request_id: int) -> None:
         """Forget a request; one that is not finished is aborted in the worker."""
-        if self._pending.pop(request_id, None) is not None and self._worker is not None:
+        if self._forget(request_id) and self._worker is not None:
             self._worker.send(Abort([request_id]))
 
     # supervision
@@ -221,7 +225,7 @@ class Replica:
         try:
             return await start_worker(self._spec)
         except WorkerDied as error:
-            logger.error("pool %s: %s", self.pool, error)  # noqa: TRY400
+            logger.error("pool %s: %s", self.pool, error)
             self.reason = str(error)
             return None
 
@@ -267,7 +271,7 @@ class Replica:
                 "pool %s: worker %d did not load its models within start_timeout_s=%s",
                 self.pool, pid, self._policy.start_timeout_s,
             )  # fmt: skip
-            asyncio.get_running_loop().create_task(worker.end())  # noqa: RUF006 - ends itself
+            asyncio.get_running_loop().create_task(worker.end())
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -300,7 +304,13 @@ class Replica:
         pending.has_answered = True
         pending.inbox.put_nowait(item)
         if not isinstance(item, TokenDelta) or item.finish_reason is not None:
-            del self._pending[request_id]
+            self._forget(request_id)
+
+    def _forget(self, request_id: int) -> bool:
+        known = self._pending.pop(request_id, None) is not None
+        if not self._pending:
+            self.idle.set()
+        return known
 
     def _fail_all(self, error: DeepseekError) -> None:
         for request_id in list(self._pending):
@@ -310,5 +320,3 @@ class Replica:
         self.state, self.reason = state, reason
         if self._observer is not None:
             self._observer(self.pool, state)
-
-

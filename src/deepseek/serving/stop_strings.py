@@ -20,7 +20,8 @@ class StopStrings:
         found = [(self._held.find(stop), stop) for stop in self._stops]
         hits = [(at, stop) for at, stop in found if at >= 0]
         if hits:
-            at, stop = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
+            # The one complete first wins, as if the text had come character by character.
+            at, stop = min(hits, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))
             shown = self._held[: at + len(stop)] if self._include else self._held[:at]
             self._held = ""
             return shown, True

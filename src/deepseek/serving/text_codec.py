@@ -22,7 +22,7 @@ class TextCodec:
         file = path / "tokenizer.json"
         try:
             self.tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        except Exception as error:
             raise ModelSourceError(f"{file}: not a usable tokenizer: {error}") from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -52,7 +52,7 @@ class TextCodec:
         return Detokenizer(self, prompt)
 
     def token_text(self, token_id: int) -> tuple[str, bytes]:
-        """Return one token's text and bytes; bytes that are no text by themselves show as U+FFFD."""
+        """Return one token's text and bytes; bytes that are no text alone show as U+FFFD."""
         piece = self.tokenizer.id_to_token(token_id) or ""
         if self._is_byte_level and all(char in self._byte_of for char in piece):
             data = bytes(self._byte_of[char] for char in piece)
@@ -81,9 +81,7 @@ class Detokenizer:
 
     def __init__(self, codec: TextCodec, prompt: Sequence[int]) -> None:
         self._codec = codec
-        self._stream = DecodeStream(
-            ids=list(prompt[-_PRIMING_TOKENS:]), skip_special_tokens=True
-        )
+        self._stream = DecodeStream(ids=list(prompt[-_PRIMING_TOKENS:]), skip_special_tokens=True)
         self._held: list[int] = []
 
     def add(self, token_ids: Sequence[int]) -> str:

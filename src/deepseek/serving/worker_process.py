@@ -8,11 +8,19 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from deepseek.core.wire import FRAME_HEADER, MAX_FRAME_BYTES, Command, Event, WorkerSpec
-from deepseek.core.wire import event_decoder, frame
+from deepseek.core.wire import (
+    FRAME_HEADER,
+    MAX_FRAME_BYTES,
+    Command,
+    Event,
+    WorkerSpec,
+    event_decoder,
+    frame,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +29,7 @@ CONNECT_TIMEOUT_S = 120.0
 _EXIT_TIMEOUT_S = 5.0
 
 
-class WorkerDied(Exception):  # noqa: N818 - a fact that the replica acts on, not a wire error
+class WorkerDied(Exception):
     """The process ended, or never connected."""
 
 
@@ -54,7 +62,9 @@ class WorkerProcess:
                 header = await self._reader.readexactly(FRAME_HEADER.size)
                 (length,) = FRAME_HEADER.unpack(header)
                 if length > MAX_FRAME_BYTES:
-                    logger.error("worker %d sent a frame of %d bytes; dropping it", self.pid, length)
+                    logger.error(
+                        "worker %d sent a frame of %d bytes; dropping it", self.pid, length
+                    )
                     return
                 yield event_decoder.decode(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -117,9 +127,8 @@ async def _connect(
     stdin.close()
     exited = asyncio.ensure_future(process.wait())
     try:
-        await asyncio.wait(
-            {connected, exited}, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-        )
+        awaited: set[asyncio.Future[Any]] = {connected, exited}
+        await asyncio.wait(awaited, timeout=CONNECT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if connected.done():
             return WorkerProcess(process, *connected.result())
         if process.returncode is None:

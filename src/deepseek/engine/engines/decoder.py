@@ -157,14 +157,10 @@ class DecoderEngine:
 
     def _schedule(self) -> _Batch | None:
         self._admit()
-        decodes: list[Sequence] = []
+        # Holding rows for one sequence preempts later ones only, so those chosen stay.
+        decodes = [s for s in list(self._running) if s.num_pending == 1 and self._hold(s, 1)]
         chunks: list[tuple[Sequence, int]] = []
-        budget = self._max_step_tokens
-        for sequence in list(self._running):
-            if sequence.num_pending == 1 and self._hold(sequence, 1):
-                decodes.append(sequence)
-        decodes = [s for s in decodes if s.slot is not None]  # a later one may have been preempted
-        budget -= len(decodes)
+        budget = self._max_step_tokens - len(decodes)
         for sequence in list(self._running):
             if sequence.slot is None or sequence.num_pending == 1 or budget <= 0:
                 continue

@@ -1,7 +1,7 @@
 """The encoder engine: embeddings and classification in batches of similar length.
 
 Sequences of all waiting requests form one queue. A step takes the oldest and those nearest to its
-length, up to the token budget, so that little is spent on padding and nobody waits for a full batch.
+length, up to the token budget: little is spent on padding and nobody waits for a full batch.
 """
 
 from collections import deque
@@ -143,9 +143,5 @@ class EncoderEngine:
             chosen.append(i)
             longest = joined
         taken = set(chosen)
-        self._queue.extendleft(
-            window[i] for i in range(len(window) - 1, -1, -1) if i not in taken
-        )
+        self._queue.extendleft(window[i] for i in range(len(window) - 1, -1, -1) if i not in taken)
         return [window[i] for i in chosen]
-
-

@@ -38,7 +38,7 @@ class Checkpoint:
         return name in self._files
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Return a tensor; `CorruptWeights` where it is missing or its shape is not the config's."""
+        """Return a tensor; `CorruptWeights` where it is missing or not of the config's shape."""
         handle = self._files.get(name)
         if handle is None:
             raise CorruptWeights(f"{self.path}: tensor {name!r} is missing from the weights")

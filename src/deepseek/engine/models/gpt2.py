@@ -14,7 +14,7 @@ class GPT2Decoder:
     """Pre-norm decoder with learned positions."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Read every tensor; a checkpoint saved from the bare model has no `transformer.` prefix."""
+        """Read every tensor; checkpoints of the bare model have no `transformer.` prefix."""
         config = checkpoint.config
         self.num_heads: int = config.n_head
         self.vocab_size: int = config.vocab_size

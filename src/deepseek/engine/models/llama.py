@@ -84,12 +84,8 @@ class _Layer:
         prefix = f"model.layers.{index}"
         attn, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         names = [f"{attn}.{part}_proj" for part in "qkv"]
-        self._qkv = checkpoint.linear(
-            *names, in_features=hidden, out_features=(query, keys, keys)
-        )
-        self._out = checkpoint.linear(
-            f"{attn}.o_proj", in_features=query, out_features=(hidden,)
-        )
+        self._qkv = checkpoint.linear(*names, in_features=hidden, out_features=(query, keys, keys))
+        self._out = checkpoint.linear(f"{attn}.o_proj", in_features=query, out_features=(hidden,))
         self._gate_up = checkpoint.linear(
             f"{mlp}.gate_proj", f"{mlp}.up_proj", in_features=hidden, out_features=(inner, inner)
         )
@@ -106,9 +102,7 @@ class _Layer:
             return None
         query = checkpoint.tensor(f"{attn}.q_norm.weight", (self._dim,))
         keys = checkpoint.tensor(f"{attn}.k_norm.weight", (self._dim,))
-        return torch.cat(
-            [query.expand(self._num_heads, -1), keys.expand(shape.num_kv_heads, -1)]
-        )
+        return torch.cat([query.expand(self._num_heads, -1), keys.expand(shape.num_kv_heads, -1)])
 
     def forward(
         self,

@@ -1,0 +1,143 @@
+"""`deepseek models`: what can be served by name, and the model cache on this machine."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from deepseek.cli.progress import TerminalProgress
+from deepseek.core.errors import ModelSourceError
+from deepseek.weights.acquisition import acquire
+from deepseek.weights.cache import CachedModel, ModelCache
+from deepseek.weights.catalogue import CATALOGUE, CatalogueEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedModel:
+    """One row of `deepseek models list`."""
+
+    name: str
+    task: str | None
+    state: str
+    """`ready`, `linked` (a directory elsewhere), `broken`, or `available` (not downloaded)."""
+    size_bytes: int
+    """On disk; of an available model, what is to be downloaded."""
+    path: str | None
+    licence: str | None
+    description: str | None
+    error: str | None = None
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `models` and its commands; each sets `run`, which returns the exit code."""
+    models = subparsers.add_parser(
+        "models",
+        help="list, add and remove models",
+        description="Models that can be served by name. They live in $DEEPSEEK_HOME/models "
+        "(default ~/.cache/deepseek/models).",
+    )
+    commands = models.add_subparsers(required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="show the catalogue and the model cache")
+    listing.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    listing.set_defaults(run=list_models)
+    adding = commands.add_parser(
+        "add",
+        help="fetch a catalogue model, or register a model on disk",
+        description="Without --path: download and convert the catalogue model NAME. With --path: "
+        "register a Hugging Face model directory as NAME, or convert a .gguf file.",
+    )
+    adding.add_argument("name", metavar="NAME")
+    adding.add_argument("--path", type=Path, help="a model directory or a .gguf file")
+    adding.add_argument("--copy", action="store_true", help="copy the directory, do not link it")
+    adding.set_defaults(run=add_model)
+    removing = commands.add_parser(
+        "remove", help="remove a model from the cache; a registered directory itself stays"
+    )
+    removing.add_argument("name", metavar="NAME")
+    removing.set_defaults(run=remove_model)
+
+
+def list_models(arguments: argparse.Namespace) -> int:
+    """Print the catalogue and the cache."""
+    rows = _rows(ModelCache.default())
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("NAME", "TASK", "STATE"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("SIZE", justify="right", no_wrap=True)
+    table.add_column("WHERE OR WHAT", overflow="fold")
+    for row in rows:
+        where = row.error or row.path or f"{row.description} ({row.licence})"
+        size = f"{row.size_bytes / 2**20:,.0f} MiB"
+        table.add_row(row.name, row.task or "-", row.state, size, where)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 1_000  # one line per model for grep and awk
+    console.print(table)
+    return 0
+
+
+def add_model(arguments: argparse.Namespace) -> int:
+    """Fetch, link, copy or convert one model."""
+    name: str = arguments.name
+    path: Path | None = arguments.path
+    cache = ModelCache.default()
+    if path is None and name not in CATALOGUE:
+        raise ModelSourceError(
+            f"no model {name!r} in the catalogue ({', '.join(CATALOGUE)}); name one of these, or "
+            "give --path"
+        )
+    if path is None and arguments.copy:
+        raise ModelSourceError("--copy needs --path, the directory to copy")
+    with TerminalProgress() as progress:
+        if path is not None:
+            place = cache.add_path(name, path, copy=arguments.copy, progress=progress)
+        else:
+            place = acquire(CATALOGUE[name], cache=cache, progress=progress)
+    print(f"{name}: {place}")
+    return 0
+
+
+def remove_model(arguments: argparse.Namespace) -> int:
+    """Remove one model from the cache."""
+    ModelCache.default().remove(arguments.name)
+    print(f"removed {arguments.name}")
+    return 0
+
+
+def _rows(cache: ModelCache) -> list[ListedModel]:
+    cached = {model.name: model for model in cache.list()}
+    names = [*CATALOGUE, *sorted(set(cached) - set(CATALOGUE))]
+    return [_row(name, CATALOGUE.get(name), cached.get(name)) for name in names]
+
+
+def _row(name: str, entry: CatalogueEntry | None, model: CachedModel | None) -> ListedModel:
+    licence = entry.licence if entry else None
+    description = entry.description if entry else None
+    if model is None:
+        assert entry is not None  # noqa: S101 - a name comes from one of the two
+        return ListedModel(
+            name=name,
+            task=entry.task,
+            state="available",
+            size_bytes=entry.download_bytes,
+            path=None,
+            licence=licence,
+            description=description,
+        )
+    state = "linked" if model.is_link else "ready"
+    return ListedModel(
+        name=name,
+        task=model.task,
+        state="broken" if model.error else state,
+        size_bytes=model.size_bytes,
+        path=str(model.path),
+        licence=licence,
+        description=description,
+        error=model.error,
+    )

@@ -1,0 +1,200 @@
+"""The deployment file: one YAML that says what is served, on which devices, and to whom.
+
+It composes the settings classes of the rooms; each room receives its own part only. Every fault of
+a file is reported at once, as `FILE:LINE: key: what is wrong; remedy`.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from deepseek.core.errors import DeploymentFileError
+from deepseek.core.settings import Settings
+from deepseek.core.settings_faults import iter_settings, plain_faults
+from deepseek.core.yaml_document import Fault, KeyPath, YamlDocument, read_yaml
+from deepseek.engine.settings import PoolSettings
+from deepseek.gateway.settings import GatewaySettings
+from deepseek.serving.settings import ModelSettings
+
+ModelName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,95}$",
+        description="letters, digits and . _ - : /, beginning with a letter or digit, at most 96",
+    ),
+]
+PoolName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$",
+        description="letters, digits and . _ -, beginning with a letter or digit, at most 96",
+    ),
+]
+
+DEFAULT_POOL = "default"
+
+
+class DeploymentFile(Settings):
+    """Models under the names that clients use, the device pools they run on, and the HTTP edge."""
+
+    models: dict[ModelName, ModelSettings] = Field(min_length=1)
+    """The served models: the name clients send as `model`, and what answers to it. At least one."""
+    pools: dict[PoolName, PoolSettings] = Field(default_factory=dict)
+    """Devices and how they are used; the pool `default` exists also when it is not declared."""
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings)
+    """Where the HTTP edge listens and what it refuses."""
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        faults = _cross_faults(self.model_dump(include={"models", "pools"}))
+        if faults:
+            raise ValueError("; ".join(f"{'.'.join(map(str, p))}: {text}" for p, text in faults))
+        return self
+
+    def pool_settings(self) -> dict[str, PoolSettings]:
+        """Return the pools that at least one model names, the implicit `default` among them."""
+        used = dict.fromkeys(model.pool for model in self.models.values())
+        return {name: self.pools.get(name) or PoolSettings() for name in used}
+
+
+def quickstart_path() -> Path:
+    """Return the deployment file inside the package, served when no other is named."""
+    return Path(__file__).with_name("quickstart.yaml")
+
+
+def load_deployment_file(path: Path) -> DeploymentFile:
+    """Return the validated file; raises `DeploymentFileError` with one line per fault."""
+    text = _read_text(path)
+    document = read_yaml(text)
+    faults = list(document.faults)
+    deployment_file: DeploymentFile | None = None
+    if isinstance(document.data, dict):
+        deployment_file, more = _validate(document)
+        faults += more
+    elif not faults:
+        found = "is empty" if document.data is None else "does not begin with a key"
+        faults.append(
+            Fault(
+                line=1, path=(), message=f"the file {found}; write `models:` and a model under it"
+            )
+        )
+    if faults or deployment_file is None:
+        # Two findings on one key say one thing twice: the reader's comes first and is nearer.
+        unique = {(fault.line, fault.path): fault for fault in reversed(faults)}
+        ordered = sorted(unique.values(), key=lambda fault: fault.line)
+        raise DeploymentFileError("\n".join(f"{path}:{fault.line}: {fault}" for fault in ordered))
+    return deployment_file
+
+
+def deployment_file_schema() -> dict[str, Any]:
+    """Return the file's JSON Schema (draft 2020-12), for editors."""
+    schema = DeploymentFile.model_json_schema(by_alias=False)
+    for section in _objects(schema):
+        section.setdefault("additionalProperties", False)
+        for part in (section, *section.get("properties", {}).values()):
+            if "description" in part:
+                part["description"] = " ".join(part["description"].split())
+    for setting in iter_settings(DeploymentFile):
+        _add_bounds(schema, setting.path[-1], setting.field.metadata)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "Deployment file",
+        "description": f"{schema['description']} Keys are shown in snake_case; `deepseek` reads "
+        "their camelCase spelling (`maxModelLen`) as well.",
+    }
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DeploymentFileError(f"{path}: no such file; name one with -f FILE") from None
+    except IsADirectoryError:
+        raise DeploymentFileError(
+            f"{path}: is a directory; name the deployment file in it"
+        ) from None
+    except OSError as error:
+        raise DeploymentFileError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DeploymentFileError(
+            f"{path}:{line}: is not UTF-8 text; save the file in that encoding"
+        ) from None
+
+
+def _validate(document: YamlDocument) -> tuple[DeploymentFile | None, list[Fault]]:
+    found: list[tuple[KeyPath, str]] = _cross_faults(document.data)
+    deployment_file = None
+    try:
+        # Strict: `port: "8000"` and `port: yes` are mistakes, not numbers.
+        deployment_file = DeploymentFile.model_validate(document.data, strict=True)
+    except ValidationError as error:
+        # The fault without a place is the cross-check below, which has been made already.
+        found += [fault for fault in plain_faults(error, DeploymentFile) if fault[0]]
+    faults = [
+        Fault(line=document.line_of(place), path=place, message=text) for place, text in found
+    ]
+    return deployment_file, faults
+
+
+def _cross_faults(data: Any) -> list[tuple[KeyPath, str]]:
+    """Return what no single field can see; `data` may be anything that YAML can hold."""
+    models = data.get("models") if isinstance(data, Mapping) else None
+    if not isinstance(models, Mapping):
+        return []
+    pools = data.get("pools")
+    known = [DEFAULT_POOL, *(pools if isinstance(pools, Mapping) else ())]
+    found: list[tuple[KeyPath, str]] = []
+    for name, model in models.items():
+        if not isinstance(model, Mapping):
+            continue
+        pool = model.get("pool", DEFAULT_POOL)
+        if isinstance(pool, str) and pool not in known:
+            found.append((("models", name, "pool"), _unknown_pool(pool, known)))
+        found += [(("models", name, key), text) for key, text in _length_faults(model)]
+    return found
+
+
+def _unknown_pool(pool: str, known: Iterable[str]) -> str:
+    names = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(pool, names, n=1)
+    if close:
+        return f"no pool {pool!r}; did you mean {close[0]!r}?"
+    return f"no pool {pool!r}; declare it under `pools`, or use one of: {', '.join(names)}"
+
+
+def _length_faults(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    limit = model.get("max_model_len", model.get("maxModelLen"))
+    key = "default_max_tokens" if "default_max_tokens" in model else "defaultMaxTokens"
+    tokens = model.get(key)
+    if isinstance(limit, int) and isinstance(tokens, int) and tokens >= limit:
+        return [(key, f"must be less than max_model_len ({limit}), to leave room for a prompt")]
+    return []
+
+
+def _objects(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    sections = [schema, *schema.get("$defs", {}).values()]
+    return sections + [
+        value
+        for section in sections
+        for value in section.get("properties", {}).values()
+        if "patternProperties" in value
+    ]
+
+
+def _add_bounds(schema: dict[str, Any], name: str, metadata: list[Any]) -> None:
+    """Give the number spelling of a size or duration the bounds that pydantic leaves out."""
+    keywords = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
+    for section in _objects(schema):
+        for choice in section.get("properties", {}).get(name, {}).get("anyOf", ()):
+            if choice["type"] in ("integer", "number"):
+                choice.update(
+                    (word, getattr(bound, key))
+                    for bound in metadata
+                    for key, word in keywords.items()
+                    if hasattr(bound, key)
+                )

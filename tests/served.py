@@ -1,0 +1,78 @@
+"""A real `deepseek serve` process on a free port."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running platform."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+    log: list[str]
+
+    def terminate(self) -> int:
+        """Send SIGTERM and return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def serve(file: Path, *, home: Path | None = None) -> Iterator[Served]:
+    """Run `deepseek serve -f file --port 0` until the block ends."""
+    environment = dict(os.environ)
+    if home is not None:
+        environment["DEEPSEEK_HOME"] = str(home)
+    command = [sys.executable, "-m", "deepseek.cli.main", "serve", "-f", str(file), "--port", "0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    log: list[str] = []
+    url = _wait_for_url(process, log)
+    try:
+        yield Served(url, process, log)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for_url(process: "subprocess.Popen[str]", log: list[str]) -> str:
+    """Follow the log until it names the address; keep following it in the background."""
+    assert process.stdout is not None
+    found: list[str] = []
+    announced = threading.Event()
+
+    def follow() -> None:
+        for line in process.stdout or ():
+            log.append(line)
+            match = re.search(r"on (http://\S+)", line)
+            if match and not found:
+                found.append(match[1])
+                announced.set()
+        announced.set()
+
+    threading.Thread(target=follow, daemon=True).start()
+    deadline = time.monotonic() + START_TIMEOUT_S
+    announced.wait(timeout=deadline - time.monotonic())
+    if not found:
+        process.kill()
+        process.wait()
+        raise AssertionError("the platform did not start:\n" + "".join(log))
+    return found[0]

@@ -131,6 +131,8 @@ GATEWAY = "models: {m: {source: x}}\ngateway: {%s}"
         (MODEL % "port: 64", "unknown key here; it belongs under 'gateway'"),
         (MODEL % "kv_cache_bytes: 64", "unknown key here; it belongs under 'pools.<name>'"),
         (POOL % "device: gpu", "device: must be `cpu`, `cuda`, `cuda:N`, or `auto`"),
+        (POOL % "step_policy: fair", "no step policy 'fair'; known: fair-share, round-robin"),
+        (POOL % "stepPolicy: fair-shar", "no step policy 'fair-shar'; did you mean 'fair-share'?"),
         (POOL % "kv_cache_bytes: lots", "'lots' is not a size; write bytes or"),
         (POOL % "kv_cache_bytes: 2.5", "must be a size (bytes, or a number with KiB, MiB, GiB)"),
         (POOL % "kv_cache_bytes: 1KiB", "of at least 1,048,576, not 1024"),

@@ -5,7 +5,7 @@ a file is reported at once, as `FILE:LINE: key: what is wrong; remedy`.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -17,6 +17,7 @@ from deepseek.core.settings_faults import iter_settings, plain_faults
 from deepseek.core.yaml_document import Fault, KeyPath, YamlDocument, read_yaml
 from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.settings import GatewaySettings
+from deepseek.scheduling.step_policies import step_policy_names
 from deepseek.serving.settings import ModelSettings
 
 ModelName = Annotated[
@@ -143,28 +144,37 @@ def _validate(document: YamlDocument) -> tuple[DeploymentFile | None, list[Fault
 
 def _cross_faults(data: Any) -> list[tuple[KeyPath, str]]:
     """Return what no single field can see; `data` may be anything that YAML can hold."""
-    models = data.get("models") if isinstance(data, Mapping) else None
-    if not isinstance(models, Mapping):
-        return []
-    pools = data.get("pools")
-    known = [DEFAULT_POOL, *(pools if isinstance(pools, Mapping) else ())]
+    models, pools = _sections(data, "models"), _sections(data, "pools")
+    pool_names = list(dict.fromkeys([DEFAULT_POOL, *(_mapping(data, "pools"))]))
     found: list[tuple[KeyPath, str]] = []
     for name, model in models.items():
-        if not isinstance(model, Mapping):
-            continue
         pool = model.get("pool", DEFAULT_POOL)
-        if isinstance(pool, str) and pool not in known:
-            found.append((("models", name, "pool"), _unknown_pool(pool, known)))
+        if isinstance(pool, str) and pool not in pool_names:
+            remedy = _one_of(pool, pool_names, otherwise="declare it under `pools`, or use one of")
+            found.append((("models", name, "pool"), f"no pool {pool!r}; {remedy}"))
         found += [(("models", name, key), text) for key, text in _length_faults(model)]
+    for name, settings in pools.items():
+        key = "step_policy" if "step_policy" in settings else "stepPolicy"
+        policy = settings.get(key)
+        if isinstance(policy, str) and policy not in (known := step_policy_names()):
+            remedy = _one_of(policy, known, otherwise="known")
+            found.append((("pools", name, key), f"no step policy {policy!r}; {remedy}"))
     return found
 
 
-def _unknown_pool(pool: str, known: Iterable[str]) -> str:
-    names = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(pool, names, n=1)
-    if close:
-        return f"no pool {pool!r}; did you mean {close[0]!r}?"
-    return f"no pool {pool!r}; declare it under `pools`, or use one of: {', '.join(names)}"
+def _mapping(data: Any, key: str) -> Mapping[str, Any]:
+    value = data.get(key) if isinstance(data, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sections(data: Any, key: str) -> dict[str, Mapping[str, Any]]:
+    items = _mapping(data, key).items()
+    return {name: value for name, value in items if isinstance(value, Mapping)}
+
+
+def _one_of(name: str, known: list[str], *, otherwise: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"{otherwise}: {', '.join(known)}"
 
 
 def _length_faults(model: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -16,11 +16,15 @@ Answer = Callable[[int], list[bytes]]
 
 
 @asynccontextmanager
-async def raw_server(answer: Answer) -> AsyncIterator[tuple[str, list[bytes]]]:
+async def raw_server(
+    answer: Answer, connections: list[object] | None = None
+) -> AsyncIterator[tuple[str, list[bytes]]]:
     """Serve raw bytes; yields the URL and the requests received, each whole."""
     requests: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if connections is not None:
+            connections.append(writer)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -50,31 +54,27 @@ def plain(body: bytes, *, extra: bytes = b"") -> bytes:
 
 async def test_a_request_carries_json_and_the_path_of_the_url() -> None:
     async with raw_server(lambda _: [plain(b"{}")]) as (url, requests):
-        client = HttpClient(f"{url}/base/")
-        response = await client.request("POST", "/v1/x", body={"a": "é"})
-        client.close()
+        with HttpClient(f"{url}/base/") as client:
+            response = await client.request("POST", "/v1/x", body={"a": "é"})
     assert (response.status, response.body) == (200, b"{}")
     assert requests[0].startswith(b"POST /base/v1/x HTTP/1.1\r\nHost: 127.0.0.1:")
     assert requests[0].endswith('\r\nContent-Length: 10\r\n\r\n{"a":"é"}'.encode())
 
 
 async def test_a_connection_serves_several_requests_one_after_another() -> None:
-    ports: set[object] = set()
-    async with raw_server(lambda n: [plain(b"%d" % n)]) as (url, _):
-        client = HttpClient(url)
-        for expected in (b"1", b"2", b"3"):
-            assert (await client.request("GET", "/")).body == expected
-            ports.add(id(client._idle[0]))
-        client.close()
-    assert len(ports) == 1
+    connections: list[object] = []
+    async with raw_server(lambda n: [plain(b"%d" % n)], connections) as (url, _):
+        with HttpClient(url) as client:
+            for expected in (b"1", b"2", b"3"):
+                assert (await client.request("GET", "/")).body == expected
+    assert len(connections) == 1
 
 
 async def test_a_kept_connection_that_the_server_closed_is_replaced() -> None:
     async with raw_server(lambda n: [] if n == 2 else [plain(b"ok")]) as (url, requests):
-        client = HttpClient(url)
-        await client.request("GET", "/")
-        assert (await client.request("GET", "/")).body == b"ok"
-        client.close()
+        with HttpClient(url) as client:
+            await client.request("GET", "/")
+            assert (await client.request("GET", "/")).body == b"ok"
     assert len(requests) == 3
 
 
@@ -88,9 +88,8 @@ async def test_events_arrive_however_the_bytes_are_cut() -> None:
         pieces = [whole[i : i + size] for i in range(0, len(whole), size)]
         seen: list[bytes] = []
         async with raw_server(lambda _, pieces=pieces: pieces) as (url, _):  # type: ignore[misc]
-            client = HttpClient(url)
-            response = await client.request("GET", "/", on_event=seen.append)
-            client.close()
+            with HttpClient(url) as client:
+                response = await client.request("GET", "/", on_event=seen.append)
         assert seen == [b'{"a":1}', b"two", b"l1\nl2"]
         assert response.body == b""
 

@@ -86,7 +86,7 @@ def test_a_long_prompt_does_not_stop_a_running_stream(tiny_llama_dir: Path) -> N
 
 
 def test_a_burst_on_one_prompt_computes_it_once(tiny_llama_dir: Path) -> None:
-    engine = make_engine(tiny_llama_dir)
+    engine = make_engine(tiny_llama_dir, max_step_tokens=256)
     prompt = [7] * 150
     answers = run_all(engine, [greedy(n, prompt, 5) for n in range(6)])
     assert len({tuple(tokens) for tokens in answers.values()}) == 1

@@ -27,7 +27,7 @@ def test_streamed_pieces_join_to_the_text(codec: TextCodec, text: str) -> None:
     assert "".join(stream(codec, ids, codec.encode("a prompt"))) == codec.decode(ids)
 
 
-@pytest.mark.parametrize("text", ["你好，世界", "naïve café", "🙂👩‍👩‍👧", "a\u0301"])  # noqa: RUF001
+@pytest.mark.parametrize("text", ["𓂀𓃠", "ꙮ⟁", "꧁ and ꧂"])
 def test_no_piece_holds_a_broken_character(codec: TextCodec, text: str) -> None:
     ids = codec.encode(text, add_special_tokens=False)
     assert len(ids) > len(text), "the vocabulary should cut these characters"
@@ -37,7 +37,7 @@ def test_no_piece_holds_a_broken_character(codec: TextCodec, text: str) -> None:
 
 
 def test_a_character_that_never_completes_shows_once_at_the_end(codec: TextCodec) -> None:
-    ids = codec.encode("好", add_special_tokens=False)
+    ids = codec.encode("𓂀", add_special_tokens=False)
     pieces = stream(codec, ids[:-1], [])
     assert pieces[:-1] == [""] * (len(ids) - 1)
     assert set(pieces[-1]) == {"\ufffd"}

@@ -1,8 +1,6 @@
 """`deepseek bench`: put a server under load and print what its clients would feel."""
 
 import argparse
-import asyncio
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,8 @@ from deepseek.cli.output import write_text
 from deepseek.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from deepseek.cli.load.plan import LoadPlan, PlannedRequest
     from deepseek.cli.load.prompts import TokenScale
     from deepseek.cli.load.report import LoadReport
@@ -68,7 +68,7 @@ def register(commands: Subparsers) -> None:
     )
     _add_trace_arguments(parser)
     parser.add_argument("--json", metavar="OUT", help="also write the report to this file")
-    parser.set_defaults(func=run)
+    parser.set_defaults(run=run)
 
 
 def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +92,9 @@ def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
+    import asyncio
+    import json
+
     _check_combination(arguments)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         report = runner.run(_measure(arguments))
@@ -126,10 +129,10 @@ async def _measure(arguments: argparse.Namespace) -> "LoadReport":
     from deepseek.cli.load.runner import run_load
     from deepseek.cli.served_models import choose_model
 
-    client = HttpClient(arguments.url, timeout_s=arguments.timeout)
-    model = await choose_model(client, model=arguments.model, task=_SERVED_TASKS[arguments.task])
-    scale = await probe(client, task=arguments.task, model=model)
-    client.close()
+    with HttpClient(arguments.url, timeout_s=arguments.timeout) as client:
+        served_task = _SERVED_TASKS[arguments.task]
+        model = await choose_model(client, model=arguments.model, task=served_task)
+        scale = await probe(client, task=arguments.task, model=model)
     plan = _plan(arguments, scale)
     columns = (
         TextColumn("{task.description}"),

@@ -1,7 +1,6 @@
 """`deepseek chat`: talk to a served model from the terminal."""
 
 import argparse
-import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Coroutine
@@ -36,11 +35,13 @@ def register(commands: Subparsers) -> None:
     parser.add_argument(
         "--max-tokens", type=positive_int, help="longest answer (default: the server's)"
     )
-    parser.set_defaults(func=run)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer one prompt, or converse."""
+    import asyncio
+
     from deepseek.cli.http_client import HttpClient
     from deepseek.cli.served_models import choose_model
 
@@ -50,8 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompt = sys.stdin.read().strip()
         if not prompt:
             raise ConfigurationError("no prompt; give one as an argument or on standard input")
-    client = HttpClient(arguments.url)
-    with asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, HttpClient(arguments.url) as client:
         model = runner.run(choose_model(client, model=arguments.model, task="generate"))
         conversation = Conversation(
             client,

@@ -9,7 +9,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -47,7 +47,8 @@ class HttpResponse:
 class HttpClient:
     """Requests to one server over kept-alive connections; cancelling a request closes its own.
 
-    `url` may end in a path, which precedes the path of every request.
+    `url` may end in a path, which precedes the path of every request. Use it in a `with` statement
+    inside the life of one event loop.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 600.0) -> None:
@@ -68,6 +69,12 @@ class HttpClient:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._timeout_s = timeout_s
         self._idle: list[_Connection] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     async def request(
         self, method: str, path: str, *, body: Any = None, on_event: EventSink | None = None

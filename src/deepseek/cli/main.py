@@ -15,7 +15,7 @@ Documentation: docs/cli.md and docs/deployment-file.md."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; each parsed namespace has `func`, the command itself."""
+    """Return the parser of all commands; each parsed namespace has `run`, the command itself."""
     parser = argparse.ArgumentParser(
         prog="deepseek",
         description="Serve many models for many teams from one YAML file, through the OpenAI API.",
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; an error is one message, never a traceback."""
     try:
         arguments = build_parser().parse_args(argv)
-        code: int = arguments.func(arguments)
+        code: int = arguments.run(arguments)
         sys.stdout.flush()
     except DeepseekError as error:
         print(f"error: {error.message}", file=sys.stderr)

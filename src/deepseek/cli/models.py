@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from deepseek.cli.arguments import Subparsers
 from deepseek.cli.progress import TerminalProgress
 from deepseek.core.errors import ModelSourceError
 from deepseek.weights.acquisition import acquire
@@ -31,19 +32,19 @@ class ListedModel:
     error: str | None = None
 
 
-def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `models` and its commands; each sets `run`, which returns the exit code."""
-    models = subparsers.add_parser(
+def register(commands: Subparsers) -> None:
+    """Add the command's parser."""
+    models = commands.add_parser(
         "models",
         help="list, add and remove models",
         description="Models that can be served by name. They live in $DEEPSEEK_HOME/models "
         "(default ~/.cache/deepseek/models).",
     )
-    commands = models.add_subparsers(required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="show the catalogue and the model cache")
+    actions = models.add_subparsers(required=True, metavar="COMMAND")
+    listing = actions.add_parser("list", help="show the catalogue and the model cache")
     listing.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listing.set_defaults(run=list_models)
-    adding = commands.add_parser(
+    adding = actions.add_parser(
         "add",
         help="fetch a catalogue model, or register a model on disk",
         description="Without --path: download and convert the catalogue model NAME. With --path: "
@@ -53,7 +54,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     adding.add_argument("--path", type=Path, help="a model directory or a .gguf file")
     adding.add_argument("--copy", action="store_true", help="copy the directory, do not link it")
     adding.set_defaults(run=add_model)
-    removing = commands.add_parser(
+    removing = actions.add_parser(
         "remove", help="remove a model from the cache; a registered directory itself stays"
     )
     removing.add_argument("name", metavar="NAME")

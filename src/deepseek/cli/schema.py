@@ -18,7 +18,7 @@ def register(commands: Subparsers) -> None:
         "# yaml-language-server: $schema=schema.json",
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="write to this file instead")
-    parser.set_defaults(func=run)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """`deepseek serve`: serve what a deployment file says until interrupted."""
 
 import argparse
+import importlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from deepseek.cli.arguments import Subparsers, add_file_argument, port_number
 from deepseek.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from deepseek.deployment_file import DeploymentFile
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -30,38 +33,45 @@ def register(commands: Subparsers) -> None:
     parser.add_argument(
         "--log-level", choices=_LOG_LEVELS, default="info", help="default: %(default)s"
     )
-    parser.set_defaults(func=run)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve; returns when the platform has shut down."""
+    from deepseek.cli.progress import TerminalProgress
     from deepseek.deployment_file import load_deployment_file, quickstart_path
 
     path = Path(arguments.file) if arguments.file else quickstart_path()
     deployment_file = listen_on(
         load_deployment_file(path), host=arguments.host, port=arguments.port
     )
-    try:
-        from deepseek import app
-        from deepseek.cli.progress import TerminalProgress
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("deepseek"):
-            raise
-        raise ConfigurationError(
-            f"serving needs the package {error.name!r}; install the extras with: "
-            "pip install 'deepseek-platform[engine,gateway,convert]'"
-        ) from None
+    app = import_app()
     base_dir = path.resolve().parent if arguments.file else Path.cwd()
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    return app.run(
+    code: int = app.run(
         deployment_file,
         base_dir=base_dir,
         progress=TerminalProgress(),
         announce=lambda text: print(text, flush=True),
         log_level=arguments.log_level,
     )
+    return code
+
+
+def import_app() -> "ModuleType":
+    """Return `deepseek.app`; raises `ConfigurationError` where an extra is not installed."""
+    try:
+        return importlib.import_module("deepseek.app")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("deepseek"):
+            raise
+        package = error.name.partition(".")[0]
+        raise ConfigurationError(
+            f"serving needs the package {package!r}; install the extras with: "
+            "pip install 'deepseek-platform[engine,gateway,convert]'"
+        ) from None
 
 
 def listen_on(

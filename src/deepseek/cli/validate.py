@@ -3,8 +3,13 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepseek.cli.arguments import Subparsers
+from deepseek.core.errors import ConfigurationError, DeploymentFileError
+
+if TYPE_CHECKING:
+    from deepseek.deployment_file import DeploymentFile
 
 
 def register(commands: Subparsers) -> None:
@@ -15,7 +20,12 @@ def register(commands: Subparsers) -> None:
         description="Check a deployment file and report every fault with its line and remedy.",
     )
     parser.add_argument("-f", "--file", metavar="FILE", required=True, help="deployment file")
-    parser.set_defaults(func=run)
+    parser.add_argument(
+        "--sources",
+        action="store_true",
+        help="check also that each model's source is there and can be served; downloads nothing",
+    )
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,9 +34,36 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.file)
     deployment_file = load_deployment_file(path)
-    pools = deployment_file.pool_settings()
-    print(f"{path}: valid: {_count(deployment_file.models, 'model')} on {_count(pools, 'pool')}")
+    if arguments.sources:
+        _check_sources(deployment_file, base_dir=path.resolve().parent)
+    models = _count(deployment_file.models, "model")
+    print(f"{path}: valid: {models} on {_count(deployment_file.pool_settings(), 'pool')}")
     return 0
+
+
+def _check_sources(deployment_file: "DeploymentFile", *, base_dir: Path) -> None:
+    """Print what each model is; raises `DeploymentFileError` with one line per bad source."""
+    from deepseek.cli.serve import import_app
+    from deepseek.weights.cache import ModelCache
+    from deepseek.weights.catalogue import CATALOGUE
+    from deepseek.weights.progress import SilentProgress
+
+    app = import_app()
+    cache = ModelCache.default()
+    faults: list[str] = []
+    for name, settings in deployment_file.models.items():
+        if settings.source in CATALOGUE and settings.source not in cache:
+            print(f"models.{name}: in the catalogue; downloaded when first served")
+            continue
+        try:
+            directory = app.find_model(name, settings, base_dir=base_dir, progress=SilentProgress())
+            directory.validate_weights()
+        except ConfigurationError as error:
+            faults.append(error.message)
+        else:
+            print(f"models.{name}: {directory.task}, {directory.architecture}, {directory.path}")
+    if faults:
+        raise DeploymentFileError("\n".join(faults))
 
 
 def _count(things: Mapping[str, object], noun: str) -> str:

@@ -2,8 +2,6 @@
 
 import argparse
 import platform
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 
 from deepseek import __version__
 from deepseek.cli.arguments import Subparsers
@@ -26,11 +24,14 @@ def register(commands: Subparsers) -> None:
         help="print the versions of deepseek and of what it runs on",
         description="Print the versions of deepseek, Python and the packages that matter.",
     )
-    parser.set_defaults(func=run)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one line per component; reads package metadata, imports none of them."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
     print(f"deepseek {__version__}")
     print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in _PACKAGES:

@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from deepseek.core.errors import BodyTooLarge, InvalidRequest, UnsupportedParameter
 from deepseek.gateway.errors import BodyTimeout, InvalidJson, UnsupportedMediaType
 from deepseek.gateway.exchange import Exchange
+from deepseek.gateway.protocol_base import Refusal
 from deepseek.gateway.settings import GatewaySettings
 
 T = TypeVar("T")
@@ -19,16 +19,7 @@ _AT_PATH = re.compile(r"^(?P<what>.*?) - at (?:`(?P<key>key)` in )?`\$\.?(?P<pat
 _MISSING_FIELD = re.compile(r"missing required field `(.*)`", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"contains unknown field `(.*)`", re.DOTALL)
 _ANY_OBJECT = msgspec.json.Decoder(dict[str, Any])
-_MEDIA_PART = re.compile(r"content\[\d+\]\.type$")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """A parameter of the OpenAI API that is refused here."""
-
-    remedy: str
-    harmless: tuple[Any, ...] = ()
-    """Values that ask for nothing (besides null); they are taken and dropped."""
+_MEDIA_PART = re.compile(r"content\[\d+\]\.(type|image_url|input_audio|file|video_url)$")
 
 
 class BodyDecoder(Generic[T]):
@@ -51,9 +42,9 @@ class BodyDecoder(Generic[T]):
             unknown = _UNKNOWN_FIELD.search(str(error))
             if unknown is None or unknown[1] not in self._refused:
                 raise _as_invalid_request(error) from None
-        fields = _decode(_ANY_OBJECT, body)
-        self._drop_harmless(fields)
         try:
+            fields = _decode(_ANY_OBJECT, body)
+            self._drop_harmless(fields)
             return msgspec.convert(fields, self._kind)
         except msgspec.ValidationError as error:
             raise _as_invalid_request(error) from None
@@ -131,10 +122,11 @@ def _as_invalid_request(error: msgspec.ValidationError) -> InvalidRequest:
     text = str(error)
     match = _AT_PATH.match(text)
     what, path = (match["what"], match["path"]) if match else (text, "")
+    path = path.partition("[...]")[0]  # a key of a mapping, which msgspec does not tell
     field = _MISSING_FIELD.search(what) or _UNKNOWN_FIELD.search(what)
     if field is not None:
         path = f"{path}.{field[1]}" if path else field[1]
-    if _MEDIA_PART.search(path) and what.startswith("Invalid value"):
+    if _MEDIA_PART.search(path) and ("unknown field" in what or what.startswith("Invalid")):
         return UnsupportedParameter(
             f"{path}: {what}; this deployment takes text parts only", param=path
         )

@@ -23,7 +23,7 @@ def split_inputs(
         return [[item for item in value if isinstance(item, int)]]
     if len(kinds) > 1:
         raise InvalidRequest(
-            f"{param}: mixes texts and token ids; send strings, or token ids, or lists of token ids",
+            f"{param}: mixes texts and token ids; send strings, token ids, or lists of token ids",
             param=param,
         )
     if len(value) > max_inputs:

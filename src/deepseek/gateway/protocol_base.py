@@ -4,7 +4,8 @@ Request Structs forbid unknown fields: a mistyped parameter is an error, never a
 "not given", as in the OpenAI API.
 """
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -19,6 +20,15 @@ LogitBias = dict[
     Annotated[str, Meta(pattern="^[0-9]{1,9}$")], Annotated[float, Meta(ge=-100, le=100)]
 ]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A parameter of the OpenAI API that is refused here."""
+
+    remedy: str
+    harmless: tuple[Any, ...] = ()
+    """Values that ask for nothing (besides null); they are taken and dropped."""
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True, frozen=True):

@@ -4,19 +4,26 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from deepseek.gateway.body import Refusal
 from deepseek.gateway.protocol_base import (
     FinishReason,
     GenerationFields,
     GenerationUsage,
+    Refusal,
     TokenCount,
 )
 
 FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
-class TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True, frozen=True):
+class TextPart(Struct, forbid_unknown_fields=True, frozen=True):
     """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class AnswerPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True, frozen=True):
+    """A piece of an earlier answer's text."""
 
     text: str
 
@@ -28,7 +35,7 @@ class RefusalPart(Struct, tag_field="type", tag="refusal", forbid_unknown_fields
 
 
 TextContent = str | Annotated[list[TextPart], Meta(min_length=1)]
-AnswerContent = str | Annotated[list[TextPart | RefusalPart], Meta(min_length=1)]
+AnswerContent = str | Annotated[list[AnswerPart | RefusalPart], Meta(min_length=1)]
 
 
 class CalledFunction(Struct, forbid_unknown_fields=True, frozen=True):
@@ -109,9 +116,10 @@ class FunctionDefinition(Struct, forbid_unknown_fields=True, kw_only=True):
     """Taken; arguments are held to the schema where `tool_choice` forces a call."""
 
 
-class FunctionTool(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
+class FunctionTool(Struct, forbid_unknown_fields=True):
     """A tool."""
 
+    type: Literal["function"]
     function: FunctionDefinition
 
 
@@ -121,9 +129,10 @@ class ChosenFunction(Struct, forbid_unknown_fields=True):
     name: FunctionName
 
 
-class NamedToolChoice(Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
+class NamedToolChoice(Struct, forbid_unknown_fields=True):
     """Forces a call of one function."""
 
+    type: Literal["function"]
     function: ChosenFunction
 
 
@@ -177,15 +186,19 @@ CHAT_REFUSED = {
     "best_of": Refusal(remedy="use `n`", harmless=(1,)),
     "function_call": Refusal(remedy="use `tool_choice`", harmless=("auto", "none")),
     "functions": Refusal(remedy="use `tools`", harmless=([],)),
-    "modalities": Refusal(remedy='answers are text; leave it out or send ["text"]', harmless=(["text"],)),
+    "modalities": Refusal(remedy="answers are text; leave it out", harmless=(["text"],)),
     "moderation": Refusal(remedy="no moderation model is served; leave it out"),
     "prediction": Refusal(remedy="leave it out; the answer is the same without it"),
-    "prompt_cache_options": Refusal(remedy="prefixes are reused by themselves; leave it out", harmless=({},)),
-    "reasoning_effort": Refusal(remedy="set what the model's chat template knows in `chat_template_kwargs`"),
-    "store": Refusal(remedy="answers are not kept; leave it out or send false", harmless=(False,)),
+    "prompt_cache_options": Refusal(
+        remedy="prefixes are reused by themselves; leave it out", harmless=({},)
+    ),
+    "reasoning_effort": Refusal(
+        remedy="set what the model's chat template knows in `chat_template_kwargs`"
+    ),
+    "store": Refusal(remedy="answers are not kept; leave it out", harmless=(False,)),
     "verbosity": Refusal(remedy="ask for it in the system message", harmless=("medium",)),
     "web_search_options": Refusal(remedy="there is no web search; leave it out"),
-}  # fmt: skip
+}
 
 
 class TopLogprob(Struct, frozen=True):

@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from deepseek.gateway.body import Refusal
-from deepseek.gateway.protocol_base import GenerationFields, GenerationUsage, TokenId
+from deepseek.gateway.protocol_base import GenerationFields, GenerationUsage, Refusal, TokenId
 
 Prompt = (
     Annotated[str, Meta(min_length=1)]
@@ -31,8 +30,10 @@ class CompletionRequest(GenerationFields, forbid_unknown_fields=True, kw_only=Tr
 
 COMPLETION_REFUSED = {
     "best_of": Refusal(remedy="use `n`", harmless=(1,)),
-    "suffix": Refusal(remedy="the models continue a text, they do not fill in; leave it out", harmless=("",)),
-}  # fmt: skip
+    "suffix": Refusal(
+        remedy="models here continue a text and do not fill in; leave it out", harmless=("",)
+    ),
+}
 
 
 class CompletionLogprobs(Struct, frozen=True):

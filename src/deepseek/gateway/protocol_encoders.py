@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from deepseek.gateway.body import Refusal
-from deepseek.gateway.protocol_base import EncodingUsage, ModelName, TokenId
+from deepseek.gateway.protocol_base import EncodingUsage, ModelName, Refusal, TokenId
 
 NonEmpty = Annotated[str, Meta(min_length=1)]
 EncoderInput = (

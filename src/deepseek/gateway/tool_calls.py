@@ -2,7 +2,7 @@
 
 Models write calls in the format of their training, which their chat template shows:
 
-* Hermes, Qwen: `<tool_call>\\n{"name": …, "arguments": …}\\n</tool_call>`, text may stand around it;
+* Hermes, Qwen: `<tool_call>{"name": …, "arguments": …}</tool_call>`, text may stand around it;
 * Llama 3: the whole answer is `{"name": …, "parameters": …}`, several are separated by `;`;
 * Mistral: `[TOOL_CALLS] [{"name": …, "arguments": …}, …]`; the tag is a special token, which the
   text may or may not show.
@@ -210,14 +210,14 @@ class _BareParser:
 
     def feed(self, text: str) -> list[Event]:
         self._held += text
-        before, tag, after = self._held.partition(self._tag)
-        if tag and (self._is_text or not before.strip()):
-            self._is_text, self._held = False, ""
-            return [*_text(before.rstrip()), *self._first.grow(after)]
         if not self._is_text and not self._may_be_call():
             self._is_text = True
             self._held, self._first.source = self._first.source + self._held, ""
         if self._is_text:
+            before, tag, after = self._held.partition(self._tag)
+            if tag:
+                self._is_text, self._held = False, ""
+                return [*_text(before.rstrip()), *self._first.grow(after)]
             shown, self._held = _split_held(self._held, self._tag)
             return _text(shown)
         if not self._first.source and self._tag.startswith(self._held.strip()):
@@ -262,7 +262,9 @@ def _text(text: str) -> list[Event]:
 
 def _split_held(text: str, tag: str) -> tuple[str, str]:
     """Split off the end of `text` that may begin `tag`, with the white space before it."""
-    keep = next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
+    keep = next(
+        (n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0
+    )
     shown = text[: len(text) - keep].rstrip()
     return shown, text[len(shown) :]
 

@@ -81,6 +81,12 @@ class RoundRobin:
 _BUILT_IN: dict[str, type[StepPolicy]] = {"fair-share": FairShare, "round-robin": RoundRobin}
 
 
+def step_policy_names() -> list[str]:
+    """Return the names that `make_step_policy` knows: the built-in ones and those of plug-ins."""
+    plugged = {point.name for point in entry_points(group="deepseek.step_policies")}
+    return sorted(plugged | set(_BUILT_IN))
+
+
 def make_step_policy(name: str, shares: Mapping[str, float]) -> StepPolicy:
     """Return the policy of this name; raises `ConfigurationError` listing the known ones."""
     known = {point.name: point for point in entry_points(group="deepseek.step_policies")}
@@ -89,7 +95,7 @@ def make_step_policy(name: str, shares: Mapping[str, float]) -> StepPolicy:
     if name in known:
         cls: type[StepPolicy] = known[name].load()
         return cls(shares)
-    names = ", ".join(sorted({*known, *_BUILT_IN}))
+    names = ", ".join(step_policy_names())
     raise ConfigurationError(
         f"pools: step_policy {name!r} is unknown; known: {names}", param="step_policy"
     )

@@ -76,10 +76,11 @@ class Platform:
     async def stop(self, *, drain_timeout_s: float) -> None:
         """Wait for running requests, at most `drain_timeout_s`, then end the workers."""
         self.begin_drain()
-        try:
-            async with asyncio.timeout(drain_timeout_s):
-                await asyncio.gather(*(replica.idle.wait() for replica in self._replicas))
-        except TimeoutError:
+        idle = [asyncio.ensure_future(replica.idle.wait()) for replica in self._replicas]
+        _, late = await asyncio.wait(idle, timeout=drain_timeout_s)
+        for waiting in late:
+            waiting.cancel()
+        if self.num_in_flight:
             logger.warning("%d requests did not finish in time", self.num_in_flight)
         await asyncio.gather(*(r.stop(grace_s=_EXIT_GRACE_S) for r in self._replicas))
 

@@ -214,6 +214,8 @@ class Replica:
             if worker is not None:
                 await self._serve(worker)
                 await self._after_death(worker)
+            if self.state is WorkerState.STOPPED:
+                return
             self._num_crashes += 1
             if self._num_crashes > self._policy.max_restarts:
                 self._give_up()

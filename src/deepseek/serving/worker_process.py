@@ -77,9 +77,11 @@ class WorkerProcess:
         self._writer.close()
         if self._process.returncode is None and grace_s > 0:
             with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(self._process.wait(), grace_s)
+                await asyncio.wait_for(self._process.wait(), grace_s)
         if self._process.returncode is None:
             self._process.kill()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
         return await self._process.wait()
 
 
@@ -102,14 +104,14 @@ async def start_worker(spec: WorkerSpec) -> WorkerProcess:
         path = str(Path(directory) / "worker.sock")
         server = await asyncio.start_unix_server(on_connect, path, limit=2**20)
         spec = msgspec.structs.replace(spec, socket_path=path)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "deepseek.engine.worker",
-            stdin=asyncio.subprocess.PIPE,
-            env=_environment(),
-        )
         try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "deepseek.engine.worker",
+                stdin=asyncio.subprocess.PIPE,
+                env=_environment(),
+            )
             return await _connect(process, spec, connected)
         finally:
             server.close()
@@ -143,5 +145,5 @@ async def _connect(
 
 
 def _environment() -> dict[str, str]:
-    """Workers inherit everything; Python must not write bytecode races or buffer its log."""
+    """Workers inherit everything; their log is not buffered and models are never fetched."""
     return {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}

@@ -28,7 +28,7 @@ _TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetrics:
-    """One deployment's series; looked up once per request, then used per token."""
+    """One language model's series; looked up once per request, then used per token."""
 
     time_to_first_token: Histogram
     inter_token_latency: Histogram
@@ -101,8 +101,12 @@ class Metrics:
         """Count a stream that ended with an error event."""
         self._stream_errors.labels(model, code).inc()
 
+    def encoded(self, model: str, *, num_tokens: int) -> None:
+        """Count what an encoder read."""
+        self._prompt.labels(model).inc(num_tokens)
+
     def model(self, name: str) -> ModelMetrics:
-        """Return the series of a deployment; never call this with a name a client made up."""
+        """Return the series of a language model; never call this with a name a client made up."""
         found = self._models.get(name)
         if found is None:
             found = self._models[name] = ModelMetrics(

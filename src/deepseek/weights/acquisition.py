@@ -1,5 +1,6 @@
 """From what a deployment file calls `source` to a model directory on disk."""
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -24,7 +25,7 @@ def resolve_source(source: str, *, base_dir: Path, cache: ModelCache, progress: 
             return _cached(source, cache)
         if source in CATALOGUE:
             return acquire(CATALOGUE[source], cache=cache, progress=progress)
-    path = base_dir / Path(source).expanduser()
+    path = base_dir / os.path.expanduser(source)
     if not path.exists():
         raise ModelSourceError(
             f"source {source!r} is no model of the catalogue ({', '.join(CATALOGUE)}), none of "

@@ -48,7 +48,7 @@ class ModelCache:
     def default(cls) -> "ModelCache":
         """Return the cache at `$DEEPSEEK_HOME`, else `~/.cache/deepseek`."""
         home = os.environ.get("DEEPSEEK_HOME")
-        return cls(Path(home).expanduser() if home else Path.home() / ".cache" / "deepseek")
+        return cls(Path(os.path.expanduser(home or "~/.cache/deepseek")))
 
     @property
     def free_bytes(self) -> int:
@@ -60,7 +60,7 @@ class ModelCache:
         return self._models / name
 
     def __contains__(self, name: str) -> bool:
-        return os.path.lexists(self.path(name)) and not name.startswith(".")
+        return _NAME.match(name) is not None and os.path.lexists(self.path(name))
 
     def list(self) -> list[CachedModel]:
         """Return the entries by name, broken ones too."""
@@ -79,7 +79,7 @@ class ModelCache:
     ) -> Path:
         """Register a model directory by a link, or its copy, or the conversion of a GGUF file."""
         progress = progress or SilentProgress()
-        source = source.expanduser().absolute()
+        source = Path(os.path.expanduser(source)).absolute()
         if name in self:
             raise ModelSourceError(
                 f"{name!r} is in the cache already; choose another name or remove it first "
@@ -157,7 +157,7 @@ class ModelCache:
                 f"{name!r} cannot be a model's name; use letters, digits, '.', '_' and '-'"
             )
         purpose = f"model {name!r}"
-        with storage.explaining_full_storage(self._models, needed_bytes, purpose=purpose):
+        with storage.explaining_storage_faults(self._models, needed_bytes, purpose=purpose):
             self._models.mkdir(parents=True, exist_ok=True)
             with (self._models / f".{name}.lock").open("w") as lock:
                 _acquire(lock.fileno(), name, progress)

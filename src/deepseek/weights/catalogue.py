@@ -151,7 +151,7 @@ _ENTRIES = (
                 6, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", 45_661_649
             ),
         ),
-        ready_bytes=1_000_000_000,
+        ready_bytes=1_275_000_000,
     ),
 )
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import deepseek
-
-_FULL_STORAGE_TEXTS = ("No space left on device", "os error 28", "Errno 28", "Disk quota exceeded")
+from deepseek.weights.storage import tells_of_full_storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +25,7 @@ class ChildResult:
 
         Known by the text: it comes from pip, Rust and Python alike, each with its own exceptions.
         """
-        text = "\n".join(self.error_lines)
-        return self.returncode != 0 and any(part in text for part in _FULL_STORAGE_TEXTS)
+        return self.returncode != 0 and tells_of_full_storage("\n".join(self.error_lines))
 
 
 def run_for_lines(

@@ -63,8 +63,7 @@ def _require_gguf(file: Path) -> None:
 
 
 def _load_model(file: Path, config: Any) -> Any:
-    # GGUF's `general.name` is no path; serving would show it as one.
-    config.name_or_path = ""
+    vars(config).pop("_model_name_or_path", None)  # GGUF's `general.name`, which is no path
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     loaded = load_gguf_checkpoint(

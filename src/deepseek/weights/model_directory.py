@@ -129,8 +129,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_supported(path: Path, config: Mapping[str, Any]) -> tuple[str, str]:
-    architectures = config.get("architectures") or ["(none)"]
-    architecture, model_type = str(architectures[0]), str(config.get("model_type", "(none)"))
+    listed = config.get("architectures")
+    architecture = str(listed[0]) if isinstance(listed, list) and listed else "(none)"
+    model_type = str(config.get("model_type", "(none)"))
     is_encoder_class = architecture.endswith(("Model", _CLASSIFIER_SUFFIX, "ForMaskedLM"))
     if architecture in DECODER_ARCHITECTURES:
         return architecture, model_type

@@ -10,6 +10,7 @@ from pathlib import Path
 from deepseek.core.errors import ConfigurationError, StorageFull
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122")
 
 
 def free_bytes(directory: Path) -> int:
@@ -35,23 +36,25 @@ def storage_full(directory: Path, needed_bytes: int, *, purpose: str) -> Storage
 
 
 @contextmanager
-def explaining_full_storage(directory: Path, needed_bytes: int, *, purpose: str) -> Iterator[None]:
-    """Turn the file system's own "no space left" and "not permitted" into our errors."""
+def explaining_storage_faults(
+    directory: Path, needed_bytes: int, *, purpose: str
+) -> Iterator[None]:
+    """Turn what the file system says of a write to `directory` into our errors."""
     try:
         yield
-    except PermissionError as error:
-        raise ConfigurationError(
-            f"{error.filename or directory} is not writable; set DEEPSEEK_HOME to a directory "
-            "that is"
-        ) from error
     except OSError as error:
-        if error.errno == errno.EROFS:
-            raise ConfigurationError(
-                f"{directory} is on a read-only file system; set DEEPSEEK_HOME to another one"
-            ) from error
-        if error.errno not in _FULL:
-            raise
-        raise storage_full(directory, needed_bytes, purpose=purpose) from error
+        # shutil.Error has no errno, only the texts of what went wrong.
+        if error.errno in _FULL or tells_of_full_storage(str(error)):
+            raise storage_full(directory, needed_bytes, purpose=purpose) from error
+        raise ConfigurationError(
+            f"{purpose} cannot be kept in {directory}: {error}. Make it a directory that can be "
+            "written to, or set DEEPSEEK_HOME to another one"
+        ) from error
+
+
+def tells_of_full_storage(text: str) -> bool:
+    """Say whether an error message, whoever wrote it, is about a full file system."""
+    return any(part in text for part in _FULL_TEXTS)
 
 
 def tree_bytes(directory: Path) -> int:

@@ -157,7 +157,11 @@ def _select(snippets: Sequence[Snippet]) -> list[Snippet]:
 @torch.inference_mode()
 def _embed(snippets: Sequence[Snippet], encoder_dir: Path, progress: Progress) -> torch.Tensor:
     """Return mean-pooled vectors in float64, encoding sequences of like length together."""
-    model = AutoModel.from_pretrained(encoder_dir, local_files_only=True).eval()
+    # Twice as fast where the CPU computes in it (6,300 and 13,000 tokens/s on 2 cores); the head
+    # trained on these vectors serves float32 ones as well.
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    dtype = torch.bfloat16 if has_bfloat16 else torch.float32
+    model = AutoModel.from_pretrained(encoder_dir, local_files_only=True, dtype=dtype).eval()
     order = sorted(range(len(snippets)), key=lambda index: len(snippets[index].token_ids))
     progress.stage(f"encoding {len(order):,} rated snippets", total=len(order))
     features = torch.zeros(len(snippets), model.config.hidden_size, dtype=torch.float64)
@@ -166,7 +170,7 @@ def _embed(snippets: Sequence[Snippet], encoder_dir: Path, progress: Progress) -
         rows = [torch.tensor(snippets[index].token_ids) for index in batch]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True)
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         pooled = (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         features[batch] = pooled.double()
         progress.advance(len(batch))

@@ -28,19 +28,16 @@ async def run_load(
     A failed request is counted by kind and never raises; `on_done` is called after each request.
     Cancelling closes the connections of the requests under way.
     """
-    client = HttpClient(url, timeout_s=timeout_s)
     # Encoded before the clock starts: the generator must not be the load it measures.
     bodies = [plan.body(request, model=model) for request in plan.requests]
     records = [RequestRecord(due_s=0.0) for _ in bodies]
-    run = _Run(client, plan.task, bodies, records, keep_text=keep_text, on_done=on_done)
     cpu_before_s = time.process_time()
-    try:
+    with HttpClient(url, timeout_s=timeout_s) as client:
+        run = _Run(client, plan.task, bodies, records, keep_text=keep_text, on_done=on_done)
         if plan.concurrency is None:
             await run.open_loop([request.arrival_s for request in plan.requests])
         else:
             await run.closed_loop(plan.concurrency)
-    finally:
-        client.close()
     return summarise(
         records,
         url=client.url,

@@ -13,35 +13,46 @@ _COUNTING = {
 
 
 def print_report(report: LoadReport, *, console: Console | None = None) -> None:
-    """Print latencies, rates, errors, and what limits their meaning."""
+    """Print latencies, table, errors, and what limits their meaning."""
     out = console or Console(highlight=False)
     loop = f"concurrency {report.concurrency}" if report.concurrency else "arrivals of the trace"
     out.print(
         f"{report.task} {report.model} at {report.url}, {loop}: {report.num_ok} of "
-        f"{report.num_requests} requests complete in {report.duration_s:.1f} s"
+        f"{report.num_requests} requests complete in {report.duration_s:.1f} s",
+        markup=False,
+        soft_wrap=True,
     )
-    latencies = Table("latency (ms)", *("mean", "p50", "p90", "p99", "max"))
-    for column in latencies.columns[1:]:
-        column.justify = "right"
-    for name, summary in _latencies(report):
-        if summary.num:
-            latencies.add_row(name, *(f"{value:,.1f}" for value in _values(summary)))
-    out.print(latencies)
-    rates = Table("rate", "per second", "total")
-    for column in rates.columns[1:]:
-        column.justify = "right"
-    rates.add_row("requests", f"{report.requests_per_s:,.2f}", str(report.num_ok))
-    if report.output_tokens:
-        rates.add_row(
-            "output tokens", f"{report.output_tokens_per_s:,.1f}", f"{report.output_tokens:,}"
-        )
-    rates.add_row("input tokens", f"{report.input_tokens_per_s:,.1f}", f"{report.input_tokens:,}")
-    out.print(rates)
-    out.print(f"tokens: {_COUNTING[report.token_counting]}")
+    if report.num_ok:
+        out.print(_latency_table(report))
+        out.print(_rate_table(report))
+        out.print(f"tokens: {_COUNTING[report.token_counting]}")
     out.print(f"client: {report.client_cpu_s:.2f} s of processor time")
     failed = sum(report.errors.values())
     kinds = ", ".join(f"{kind} x {count}" for kind, count in report.errors.items())
-    out.print(f"errors: {failed}" + (f" ({kinds})" if kinds else ""), markup=False)
+    out.print(f"errors: {failed}" + (f" ({kinds})" if kinds else ""), markup=False, soft_wrap=True)
+
+
+def _latency_table(report: LoadReport) -> Table:
+    table = Table("latency (ms)", "mean", "p50", "p90", "p99", "max")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, summary in _latencies(report):
+        if summary.num:
+            table.add_row(name, *(f"{value:,.1f}" for value in _values(summary)))
+    return table
+
+
+def _rate_table(report: LoadReport) -> Table:
+    table = Table("rate", "per second", "total")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("requests", f"{report.requests_per_s:,.2f}", str(report.num_ok))
+    if report.output_tokens:
+        table.add_row(
+            "output tokens", f"{report.output_tokens_per_s:,.1f}", f"{report.output_tokens:,}"
+        )
+    table.add_row("input tokens", f"{report.input_tokens_per_s:,.1f}", f"{report.input_tokens:,}")
+    return table
 
 
 def _latencies(report: LoadReport) -> list[tuple[str, LatencySummary]]:

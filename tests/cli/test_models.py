@@ -1,0 +1,119 @@
+"""`deepseek models` on a cache of its own."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepseek.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "home"
+    monkeypatch.setenv("DEEPSEEK_HOME", str(path))
+    return path
+
+
+def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+    assert main(["models", "list", "--json"]) == 0
+    return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_an_empty_cache_lists_what_can_be_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = listed(capsys)
+    assert rows["smollm2-135m"]["state"] == "available"
+    assert rows["smollm2-135m"]["task"] == "generate"
+    assert rows["smollm2-135m"]["licence"] == "Apache-2.0"
+    assert rows["minilm-l6"]["task"] == "embed"
+    assert rows["sentiment"]["task"] == "classify"
+
+
+def test_a_directory_can_be_added_listed_and_removed(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "add", "mine", "--path", str(tiny_llama_dir)]) == 0
+    assert capsys.readouterr().out.startswith("mine: ")
+    row = listed(capsys)["mine"]
+    assert (row["state"], row["task"]) == ("linked", "generate")
+    assert row["path"] == str(tiny_llama_dir)
+    assert main(["models", "remove", "mine"]) == 0
+    assert capsys.readouterr().out == "removed mine\n"
+    assert "mine" not in listed(capsys)
+    assert tiny_llama_dir.exists()
+
+
+def test_a_copy_is_the_caches_own(
+    tiny_bert_dir: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "add", "mine", "--copy", "--path", str(tiny_bert_dir)]) == 0
+    assert f"copying {tiny_bert_dir}\n" in capsys.readouterr().err
+    row = listed(capsys)["mine"]
+    assert (row["state"], row["task"]) == ("ready", "embed")
+    assert row["path"] == str(home / "models" / "mine")
+
+
+def test_a_broken_model_is_listed_with_its_fault(
+    tiny_bert_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(shutil.copytree(tiny_bert_dir, tmp_path / "source"))
+    main(["models", "add", "mine", "--path", str(source)])
+    (source / "config.json").unlink()
+    capsys.readouterr()
+    row = listed(capsys)["mine"]
+    assert (row["state"], row["task"]) == ("broken", None)
+    assert "no config.json" in row["error"]
+    main(["models", "list"])
+    table = capsys.readouterr().out
+    assert "broken" in table
+    assert "no config.json" in table
+
+
+def test_the_table_has_one_line_per_model_when_it_is_piped(
+    tiny_bert_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["models", "add", "mine", "--path", str(tiny_bert_dir)])
+    capsys.readouterr()
+    assert main(["models", "list"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["NAME", "TASK", "STATE", "SIZE"]
+    assert len(rows) == len(listed(capsys))
+    (mine,) = [row.split() for row in rows if row.startswith("mine")]
+    assert mine[1:3] == ["embed", "linked"]
+    assert mine[-1] == str(tiny_bert_dir)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["add", "smolm"], "no model 'smolm' in the catalogue (smollm2-135m, minilm-l6"),
+        (["add", "smollm2-135m", "--copy"], "--copy needs --path"),
+        (["add", "mine", "--path", "/nowhere"], "/nowhere does not exist"),
+        (["add", "mine", "--path", "/dev/null"], "/dev/null is a file, not a model directory"),
+        (["add", "a/b", "--path", "."], "config.json"),
+        (["remove", "mine"], "no model 'mine' in the cache; it holds nothing"),
+        (["remove", "../../etc"], "no model '../../etc' in the cache"),
+        (["remove", ""], "no model '' in the cache"),
+    ],
+)
+def test_wrong_input_is_explained_with_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_removing_does_not_leave_the_cache(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = home / "precious"
+    precious.mkdir(parents=True)
+    (home / "models").mkdir()
+    for name in ("../precious", ".", "..", "", str(precious)):
+        assert main(["models", "remove", name]) == 2
+    assert precious.exists()

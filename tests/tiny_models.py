@@ -1,0 +1,193 @@
+"""Small models of every family the engine runs: random weights, a real tokenizer.
+
+Weights are drawn wide (0.2 instead of the usual 0.02) so that the most probable token leads by far
+and greedy answers do not hang on rounding.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+CONTEXT = 512
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+_CHAT_ROLES = dict(
+    zip(("unk_token", "bos_token", "eos_token"), _SPECIAL, strict=True),
+    pad_token=_SPECIAL[2],
+)
+_BERT_ROLES = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_VOCAB_SIZE = 512
+_CORPUS = [
+    "What is the capital of France? The capital of France is Paris.",
+    "A man is eating food. A man eats something. The weather is lovely today.",
+    "The film was a wonderful surprise, the book a dull and terrible disappointment.",
+    '{"name": "Ada", "age": 36, "languages": ["English", "French"], "active": true}',
+    "def add(left, right):\n    return left + right\n",
+    "Grüße aus Köln, größer als 10 €. 你好,世界。今天天气很好。 🙂 👩\u200d👩\u200d👧",
+    "once upon a time there was a small model that answered every question it was asked",
+]
+
+
+def write_llama(path: Path) -> Path:
+    """Grouped-query attention: 4 heads over 2 key-value heads."""
+    return _write_decoder(path, LlamaForCausalLM, LlamaConfig(**_rotary(num_key_value_heads=2)))
+
+
+def write_qwen2(path: Path) -> Path:
+    """Biases on query, key and value; tied embeddings."""
+    config = Qwen2Config(**_rotary(num_key_value_heads=2, tie_word_embeddings=True))
+    return _write_decoder(path, Qwen2ForCausalLM, config)
+
+
+def write_qwen3(path: Path) -> Path:
+    """Norms on query and key, a head wider than hidden size / heads."""
+    config = Qwen3Config(**_rotary(num_key_value_heads=2, head_dim=32))
+    return _write_decoder(path, Qwen3ForCausalLM, config)
+
+
+def write_gpt2(path: Path) -> Path:
+    """Learned positions, layer norm, fused transposed projections."""
+    config = GPT2Config(
+        vocab_size=_VOCAB_SIZE,
+        n_positions=CONTEXT,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return _write_decoder(path, GPT2LMHeadModel, config)
+
+
+def write_bert(path: Path, *, labels: tuple[str, ...] = ()) -> Path:
+    """An embedder, or with `labels` a sequence classifier."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=_VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        pad_token_id=0,
+    )
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    model: Any = BertForSequenceClassification(config) if labels else BertModel(config)
+    _random_vectors(model)
+    model.save_pretrained(path)
+    _word_piece_tokenizer().save_pretrained(path)
+    return path
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML's special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCAB_SIZE,
+        special_tokens=_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS * 2, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **_CHAT_ROLES,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT,
+    )
+
+
+def _rotary(**changes: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": _VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "tie_word_embeddings": False,
+        **changes,
+    }
+
+
+def _write_decoder(path: Path, cls: Any, config: Any) -> Path:
+    torch.manual_seed(0)
+    model = cls(config)
+    _random_vectors(model)
+    model.save_pretrained(path)
+    byte_level_tokenizer().save_pretrained(path)
+    return path
+
+
+def _random_vectors(model: torch.nn.Module) -> None:
+    """Move biases and norms away from 0 and 1, where a forgotten one would not be noticed."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def _word_piece_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordPiece(unk_token=_BERT_ROLES["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=_VOCAB_SIZE, special_tokens=list(_BERT_ROLES.values()), show_progress=False
+    )
+    tokenizer.train_from_iterator(_CORPUS * 2, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **_BERT_ROLES,
+        model_max_length=128,
+    )

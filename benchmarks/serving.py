@@ -61,8 +61,8 @@ def _measured(name: str, measure: Measure, run: Run) -> list[Row]:
         return measure(run)
     except Exception as error:  # noqa: BLE001 - one failed measure must not lose the others' rows
         traceback.print_exc()
-        first_line = str(error).partition("\n")[0]
-        return [Row(measure=name, ours=f"failed: {first_line}"[:200], target="runs", holds=False)]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return [Row(measure=f"{name}: {reason}", ours="failed", target="runs", holds=False)]
 
 
 def _parser() -> argparse.ArgumentParser:

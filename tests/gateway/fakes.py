@@ -28,6 +28,7 @@ from deepseek.serving.base import (
     GenerateDeployment,
     GenerateOptions,
     PositionLogprobs,
+    SamplingDefaults,
     TextDelta,
     TokenText,
 )
@@ -100,6 +101,7 @@ class FakeGenerator:
         self.name = name
         self.max_model_len = max_model_len
         self.default_max_tokens = default_max_tokens
+        self.sampling_defaults = SamplingDefaults()
         self.chat_template_source = template
         self.refusal: DeepseekError | None = None
         self.reason = ""

@@ -128,6 +128,7 @@ def _generation(
         request,
         max_tokens=max_tokens,
         num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        defaults=deployment.sampling_defaults,
         grammar=grammar,
     )
     return Generation(deployment=deployment, prompts=[prompt], options=options)

@@ -88,7 +88,12 @@ def _generation(
         default=DEFAULT_MAX_TOKENS,
         prompt_param="prompt",
     )
-    options = generate_options(request, max_tokens=max_tokens, num_logprobs=request.logprobs)
+    options = generate_options(
+        request,
+        max_tokens=max_tokens,
+        num_logprobs=request.logprobs,
+        defaults=deployment.sampling_defaults,
+    )
     return Generation(deployment=deployment, prompts=prompts, options=options)
 
 

@@ -3,7 +3,7 @@
 from deepseek.core.errors import ContextLengthExceeded, InvalidRequest
 from deepseek.core.requests import SamplingParams
 from deepseek.gateway.protocol_base import GenerationFields
-from deepseek.serving.base import GenerateDeployment, GenerateOptions
+from deepseek.serving.base import GenerateDeployment, GenerateOptions, SamplingDefaults
 
 
 def check_generation(request: GenerationFields, *, max_n: int) -> None:
@@ -53,6 +53,7 @@ def generate_options(
     *,
     max_tokens: int,
     num_logprobs: int | None,
+    defaults: SamplingDefaults,
     grammar: str | None = None,
 ) -> GenerateOptions:
     """Return how to answer; raises `InvalidRequest` for a `min_tokens` above `max_tokens`."""
@@ -64,13 +65,13 @@ def generate_options(
         )
     sampling = SamplingParams(
         max_tokens=max_tokens,
-        temperature=_or(request.temperature, 1.0),
-        top_p=_or(request.top_p, 1.0),
-        top_k=max(request.top_k or 0, 0),
-        min_p=request.min_p or 0.0,
+        temperature=_or(request.temperature, defaults.temperature),
+        top_p=_or(request.top_p, defaults.top_p),
+        top_k=max(int(_or(request.top_k, defaults.top_k)), 0),
+        min_p=_or(request.min_p, defaults.min_p),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
-        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
         logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
         seed=request.seed,
         stop_token_ids=tuple(request.stop_token_ids or ()),

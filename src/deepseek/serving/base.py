@@ -47,6 +47,17 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What a request that names none of these gets: the model's own generation_config.json."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions:
     """How to answer, beyond the sampling itself."""
 
@@ -86,8 +97,11 @@ class GenerateDeployment(Protocol):
     """A served language model."""
 
     name: str
-    max_model_len: int
     default_max_tokens: int | None
+    sampling_defaults: SamplingDefaults
+
+    @property
+    def max_model_len(self) -> int: ...
 
     @property
     def status(self) -> DeploymentStatus: ...
@@ -140,11 +154,13 @@ class EncodeDeployment(Protocol):
     """A served embedder or classifier."""
 
     name: str
-    max_model_len: int
     labels: Sequence[str]
     """Names of a classifier's classes, in the order of its logits; empty for an embedder."""
     multi_label: bool
     """Sigmoid per class instead of softmax over classes."""
+
+    @property
+    def max_model_len(self) -> int: ...
 
     @property
     def status(self) -> DeploymentStatus: ...

@@ -20,6 +20,7 @@ from deepseek.core.errors import (
     Draining,
     InvalidGrammar,
     InvalidRequest,
+    ModelSourceError,
     Overloaded,
     RequestTimeout,
     UnsupportedParameter,
@@ -30,6 +31,7 @@ from deepseek.serving.base import (
     DeploymentStatus,
     GenerateOptions,
     PositionLogprobs,
+    SamplingDefaults,
     TextDelta,
     TokenText,
 )
@@ -129,6 +131,7 @@ class Generator(Deployment):
         super().__init__(name, settings, directory, replica)
         self._template = load_chat_template(directory.path)
         self.default_max_tokens = settings.default_max_tokens
+        self.sampling_defaults = _sampling_defaults(directory)
 
     @property
     def chat_template_source(self) -> str:
@@ -273,6 +276,24 @@ class _Answer:
     def _token(self, token_id: int, logprob: float) -> TokenText:
         text, data = self._owner.codec.token_text(token_id)
         return TokenText(token=text, token_bytes=data, logprob=logprob)
+
+
+def _sampling_defaults(directory: ModelDirectory) -> SamplingDefaults:
+    """Read what the model's makers recommend; a null or absent value is off."""
+    given = directory.generation_config
+    found = {name: value for name, value in given.items() if value is not None}
+    try:
+        return SamplingDefaults(
+            temperature=float(found.get("temperature", 1.0)),
+            top_p=float(found.get("top_p", 1.0)),
+            top_k=int(found.get("top_k", 0)),
+            min_p=float(found.get("min_p", 0.0)),
+            repetition_penalty=float(found.get("repetition_penalty", 1.0)),
+        )
+    except (TypeError, ValueError) as error:
+        raise ModelSourceError(
+            f"{directory.path / 'generation_config.json'}: not a number: {error}"
+        ) from error
 
 
 def _fan_out(

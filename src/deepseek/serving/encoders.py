@@ -23,7 +23,7 @@ class EncoderDeployment(Deployment):
     ) -> None:
         super().__init__(name, settings, directory, replica)
         self.task = directory.task if settings.task == "auto" else Task(settings.task)
-        self.labels = directory.labels if self.task is Task.CLASSIFY else ()
+        self.labels: Sequence[str] = directory.labels if self.task is Task.CLASSIFY else ()
         self.multi_label = directory.multi_label
 
     async def encode(

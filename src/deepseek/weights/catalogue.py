@@ -4,7 +4,8 @@ They come from package indexes, which are reachable where model hubs are not; ev
 pinned by its SHA-256 digest.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from deepseek.core.requests import Task
@@ -47,6 +48,8 @@ class CatalogueEntry:
     """Size of the finished directory, about."""
     base: str | None = None
     """Another entry that the recipe needs."""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """What the model's card recommends and its package leaves out of generation_config.json."""
 
     @property
     def download_bytes(self) -> int:
@@ -89,6 +92,7 @@ _ENTRIES = (
             ),
         ),
         ready_bytes=273_000_000,
+        sampling={"temperature": 0.2, "top_p": 0.9},
     ),
     CatalogueEntry(
         name="minilm-l6",

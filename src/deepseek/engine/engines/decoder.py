@@ -9,7 +9,6 @@ back and is computed again later: no request dies of memory pressure.
 import random
 from collections import deque
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 
@@ -149,9 +148,18 @@ class DecoderEngine:
                 param="max_tokens",
             )
         vocab = self._decoder.vocab_size
-        biased = request.sampling.logit_bias
-        if any(not 0 <= token < vocab for token in chain(prompt, biased)):
-            raise InvalidRequest(f"a token id is not in the vocabulary of {vocab}", param="prompt")
+        named = {
+            "prompt": prompt,
+            "logit_bias": request.sampling.logit_bias,
+            "stop_token_ids": request.sampling.stop_token_ids,
+        }
+        for param, token_ids in named.items():
+            unknown = next((token for token in token_ids if not 0 <= token < vocab), None)
+            if unknown is not None:
+                raise InvalidRequest(
+                    f"{param}: token id {unknown} is not in the vocabulary, 0 to {vocab - 1}",
+                    param=param,
+                )
 
     # schedule
 

@@ -1,5 +1,6 @@
 """A real `deepseek serve` process on a free port."""
 
+import contextlib
 import os
 import re
 import signal
@@ -23,11 +24,6 @@ class Served:
     process: "subprocess.Popen[str]"
     log: list[str]
 
-    def terminate(self) -> int:
-        """Send SIGTERM and return the exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
-
 
 @contextmanager
 def serve(file: Path, *, home: Path | None = None) -> Iterator[Served]:
@@ -40,9 +36,8 @@ def serve(file: Path, *, home: Path | None = None) -> Iterator[Served]:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
     log: list[str] = []
-    url = _wait_for_url(process, log)
     try:
-        yield Served(url, process, log)
+        yield Served(_wait_for_url(process, log), process, log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -51,6 +46,8 @@ def serve(file: Path, *, home: Path | None = None) -> Iterator[Served]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _wait_for_url(process: "subprocess.Popen[str]", log: list[str]) -> str:
@@ -60,12 +57,13 @@ def _wait_for_url(process: "subprocess.Popen[str]", log: list[str]) -> str:
     announced = threading.Event()
 
     def follow() -> None:
-        for line in process.stdout or ():
-            log.append(line)
-            match = re.search(r"on (http://\S+)", line)
-            if match and not found:
-                found.append(match[1])
-                announced.set()
+        with contextlib.suppress(ValueError):  # closed when the process has ended
+            for line in process.stdout or ():
+                log.append(line)
+                match = re.search(r"on (http://\S+)", line)
+                if match and not found:
+                    found.append(match[1])
+                    announced.set()
         announced.set()
 
     threading.Thread(target=follow, daemon=True).start()

@@ -8,8 +8,8 @@ What was found of version 5.23 on a CPU:
 - `generation_config`, a JSON string in the request, replaces the model's; an end-of-sequence id of
   -1 never appears, so that every answer has the full length, in both modes.
 - Without `--continuous-batching` one request runs at a time and the others wait.
-- `--continuous-batching` works on a CPU. `--compile` chooses a static cache there and compiles
-  nothing; float32 is slower than bfloat16 where the processor computes in bfloat16.
+- `--continuous-batching` works on a CPU. `--compile` made no difference at concurrency 1; float32
+  was slower than bfloat16 where the processor computes in bfloat16.
 """
 
 import json

@@ -15,7 +15,7 @@ import torch
 from deepseek.core.errors import ContextLengthExceeded, InvalidRequest
 from deepseek.core.requests import EncodeRequest, FinishReason, GenerateRequest, ModelLoad
 from deepseek.core.wire import Failed, TokenDelta
-from deepseek.engine.attention import AttentionPlan
+from deepseek.engine.attention import AttentionPlan, padded_rows
 from deepseek.engine.attention import Rows as SlotRows
 from deepseek.engine.base import Output, Request
 from deepseek.engine.grammar import GrammarCompiler
@@ -273,6 +273,9 @@ class DecoderEngine:
             num_heads=self._decoder.num_heads,
         )
         device = self._cache.layers.device
+        padding = [0] * (padded_rows(len(token_ids)) - len(token_ids))
+        token_ids.extend(padding)
+        positions.extend(padding)
         hidden = self._decoder.hidden(
             torch.tensor(token_ids, device=device), torch.tensor(positions, device=device), plan
         )

@@ -142,23 +142,16 @@ def _is_hopeful(peers: Mapping[str, _Side], mode: Mode, concurrency: int) -> boo
 
 
 def _rows(ours: _Side, peers: Mapping[str, _Side], *, num_tokens: int) -> list[Row]:
-    rows = []
-    for concurrency, target in _TARGETS.items():
-        name, best = max(peers.items(), key=lambda item: item[1].median(concurrency))
-        rows.append(
-            comparison(
-                f"output tokens/s at concurrency {concurrency}, bfloat16, {num_tokens} tokens each "
-                f"(transformers serve, {name})",
-                ours=ours.median(concurrency),
-                peer=best.median(concurrency) or None,
-                at_least=target,
-            )
+    rows = [
+        comparison(
+            f"output tokens/s at concurrency {concurrency}, bfloat16, {num_tokens} tokens each "
+            f"(transformers serve, {name})",
+            ours=ours.median(concurrency),
+            peer=side.median(concurrency) or None,
+            at_least=target,
         )
-    rows += [
-        fact(f"- transformers serve, {name}, at concurrency {c}", side.median(c))
+        for concurrency, target in _TARGETS.items()
         for name, side in peers.items()
-        for c in _TARGETS
-        if side.rates[c]
     ]
     for name, side in peers.items():
         rows += [

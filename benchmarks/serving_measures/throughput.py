@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from frame import Row, comparison, fact
+from frame import Row, comparison
 from tokenizers import Tokenizer
 
 from deepseek.cli.load.answer import RequestRecord

@@ -43,13 +43,12 @@ def chat_records(
 def output_tokens_per_s(records: Sequence[RequestRecord], *, expected_tokens: int) -> float:
     """Return the rate from the first request sent to the last answer complete.
 
-    Both servers must have given what was asked for: answers of exactly `expected_tokens` tokens. A
-    stream that named its finish reason is complete; `[DONE]`, which not every server sends, adds
-    nothing. Raises `MeasurementFailed`.
+    Both servers must have given what was asked for: answers of exactly `expected_tokens` tokens.
+    Raises `MeasurementFailed`.
     """
     for record in records:
         is_whole = record.finish_reason == "length" and record.output_tokens == expected_tokens
-        if not is_whole or record.error not in (None, "stream ended early"):
+        if not is_whole or record.error is not None:
             raise MeasurementFailed(
                 f"an answer has {record.output_tokens} tokens instead of {expected_tokens}, finish "
                 f"reason {record.finish_reason}, error {record.error}"

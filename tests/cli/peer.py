@@ -17,7 +17,8 @@ from starlette.routing import Route
 MODELS = {
     "chatty": "generate",  # streams " word" max_tokens times, then usage
     "no-usage": "generate",  # the same without usage
-    "cut": "generate",  # the stream ends before [DONE]
+    "cut": "generate",  # the stream ends without a finish reason
+    "undone": "generate",  # ... with one, but without [DONE]
     "failing": "generate",  # an error event in mid-stream
     "busy": "generate",  # 429
     "page": "generate",  # 200, but a web page
@@ -93,10 +94,12 @@ class Peer:
                 text = "\x1b[31mred\x07" if model == "steering" else " word"
                 yield _event({"choices": [_choice({"content": text})]})
             complete = True
+            if model == "cut":
+                return
             yield _event({"choices": [_choice({}, "length")]})
-            if model not in ("no-usage", "cut") and body.get("stream_options"):
+            if model != "no-usage" and body.get("stream_options"):
                 yield _event({"choices": [], "usage": usage})
-            if model != "cut":
+            if model != "undone":
                 yield b"data: [DONE]\n\n"
         finally:
             self.num_running -= 1

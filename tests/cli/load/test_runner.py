@@ -79,6 +79,14 @@ async def test_failures_are_counted_by_kind(peer: tuple[str, Peer], model: str, 
     assert (report.num_ok, report.output_tokens_per_s, report.e2e.num) == (0, 0.0, 0)
 
 
+async def test_a_stream_with_a_finish_reason_is_complete_without_done(
+    peer: tuple[str, Peer],
+) -> None:
+    url, _ = peer
+    report = await run_load(LoadPlan(requests=chats(3), concurrency=3), url=url, model="undone")
+    assert (report.num_ok, report.errors) == (3, {})
+
+
 async def test_chunks_stand_for_tokens_where_the_server_sends_no_usage(
     peer: tuple[str, Peer],
 ) -> None:

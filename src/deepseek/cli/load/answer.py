@@ -102,7 +102,8 @@ class AnswerReader:
             self._count(_answer_decoder.decode(response.body).usage or _Usage())
         elif not response.is_event_stream:
             record.error = "not an event stream"
-        elif record.error is None and not self._done:
+        elif record.error is None and not (self._done or record.finish_reason):
+            # `[DONE]` alone is no measure: some servers end with the finish reason.
             record.error = "stream ended early"
 
     def _count(self, usage: _Usage) -> None:

@@ -13,8 +13,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from deepseek.engine.kv_cache import KVCache, Slot
 
 MAX_WASTED_TOKENS = 512
-"""Padding a shared kernel call may attend to before two calls are cheaper: a call costs some 12 us
-a layer, a padded token about 0.04 us a layer (measured, SmolLM2 shape, two cores)."""
+"""Padding a shared kernel call may attend to before two calls are cheaper: an estimate
+from some 20 us a call and the time to read a token's rows (768 bytes a layer, SmolLM2)."""
 
 
 _KEY_STEP = 32
@@ -24,8 +24,8 @@ _QUERY_STEP = 16
 def padded_rows(num_rows: int) -> int:
     """Return the row count a step is padded to.
 
-    Every new shape costs the CPU's kernel library compiled code that it keeps (some 50 KiB a shape
-    and layer kind): exact sizes made a worker grow by 7 % over a thousand requests. Steps of 16 and
+    Every new shape costs the CPU's kernel library memory that it keeps: exact sizes made a worker
+    grow by 7 % over a thousand requests. Steps of 16 and
     fewer rows, where padding would cost most, stay as they are.
     """
     for limit, step in ((16, 1), (64, 8), (256, 32)):

@@ -79,6 +79,7 @@ class KVCache:
         self._stride = -(-max_len // granule) * granule
         self._slots = [Slot(index=i) for i in range(num_slots)]
         self._clock = 0
+        self._resident_tokens = 0
         self._memory: mmap.mmap | None = None
         rows = shape.num_layers * num_slots * self._stride
         if device == "cpu":
@@ -100,7 +101,8 @@ class KVCache:
 
     @property
     def resident_tokens(self) -> int:
-        return sum(slot.resident_tokens for slot in self._slots)
+        """Rows that hold memory; counted along, since every sequence asks in every step."""
+        return self._resident_tokens
 
     @property
     def used_tokens(self) -> int:
@@ -148,8 +150,10 @@ class KVCache:
 
     def reserve(self, slot: Slot, length: int) -> bool:
         """Make room for `length` rows, evicting cached slots; False if there is none."""
-        missing = self.resident_tokens + max(0, length - slot.resident_tokens)
-        missing -= self.capacity_tokens
+        growth = length - slot.resident_tokens
+        if growth <= 0:
+            return True
+        missing = self._resident_tokens + growth - self.capacity_tokens
         if missing > 0:
             cached = [s for s in self._slots if s.resident_tokens and not s.in_use]
             if sum(s.resident_tokens for s in cached) < missing:
@@ -159,7 +163,8 @@ class KVCache:
                     break
                 missing -= victim.resident_tokens
                 self.evict(victim)
-        slot.resident_tokens = max(slot.resident_tokens, length)
+        slot.resident_tokens = length
+        self._resident_tokens += growth
         return True
 
     def release(self, slot: Slot) -> None:
@@ -173,6 +178,7 @@ class KVCache:
     def evict(self, slot: Slot) -> None:
         """Forget a slot's rows and give their memory back."""
         slot.tokens = []
+        self._resident_tokens -= slot.resident_tokens
         slot.resident_tokens = 0
         if self._memory is None:
             return

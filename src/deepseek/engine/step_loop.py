@@ -55,15 +55,16 @@ class StepLoop:
     def run(self) -> None:
         """Loop until a `Stop` has been taken and all work is done, or the platform is gone."""
         while True:
-            ready = [name for name, engine in self._engines.items() if engine.has_work]
-            if not self._take_commands(block=not ready):
+            if not self._take_commands(block=not self._ready()):
                 return
             self._report()
-            ready = [name for name, engine in self._engines.items() if engine.has_work]
-            if ready:
+            if ready := self._ready():
                 self._step(self._policy.pick(ready))
             elif self._stopping:
                 return
+
+    def _ready(self) -> list[str]:
+        return [name for name, engine in self._engines.items() if engine.has_work]
 
     def _step(self, name: str) -> None:
         engine = self._engines[name]

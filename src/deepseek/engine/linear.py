@@ -1,12 +1,20 @@
 """Linear layers with weights laid out for the device before the first token."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
 
 _PACKING_ROWS = 16
 """Batch size the packed layout is chosen for; the layout serves every size."""
+
+
+class LinearFactory(Protocol):
+    """Makes the layer that computes with a given weight; see `make_linear`."""
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
+        """Return a module that maps (..., in) to (..., out) for a weight (out, in)."""
+        ...
 
 
 class PackedLinear(torch.nn.Module):

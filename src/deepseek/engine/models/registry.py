@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from deepseek.core.errors import UnsupportedModel
+from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.base import Decoder
 from deepseek.engine.models.checkpoint import Checkpoint
+from deepseek.engine.ops.base import Ops
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "deepseek.engine.models.llama:LlamaDecoder",
@@ -18,13 +20,20 @@ ARCHITECTURES = {
 }
 
 
-def load_decoder(path: Path, *, dtype: torch.dtype, device: str) -> Decoder:
+def load_decoder(
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    ops: Ops,
+    linear_factory: LinearFactory = make_linear,
+) -> Decoder:
     """Load a Hugging Face model directory.
 
     Raises `UnsupportedModel` for an unknown architecture and `CorruptWeights` where the weights
     are damaged or contradict the config.
     """
-    checkpoint = Checkpoint(path, dtype=dtype, device=device)
+    checkpoint = Checkpoint(path, dtype=dtype, device=device, linear_factory=linear_factory)
     target = ARCHITECTURES.get(checkpoint.architecture)
     if target is None:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -33,4 +42,4 @@ def load_decoder(path: Path, *, dtype: torch.dtype, device: str) -> Decoder:
         )
     module, _, name = target.partition(":")
     cls: type[Decoder] = getattr(import_module(module), name)
-    return cls(checkpoint)
+    return cls(checkpoint, ops)

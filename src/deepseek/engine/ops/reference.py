@@ -42,9 +42,7 @@ class ReferenceOps:
             queries = rms_norm(queries, (dim,), head_norms[0].float(), eps)
             keys = rms_norm(keys, (dim,), head_norms[1].float(), eps)
         cos, sin = rotary[batch.positions].unsqueeze(1).chunk(2, dim=-1)
-        self.store(
-            rotated(keys, cos, sin).to(qkv.dtype), values.to(qkv.dtype), batch, kv
-        )
+        self.store(rotated(keys, cos, sin).to(qkv.dtype), values.to(qkv.dtype), batch, kv)
         return rotated(queries, cos, sin).to(qkv.dtype)
 
     def store(

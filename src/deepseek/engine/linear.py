@@ -70,3 +70,8 @@ def pack_linears(module: torch.nn.Module) -> None:
             setattr(module, name, packed)
         else:
             pack_linears(child)
+
+
+def linear_factory(quantization: str | None) -> LinearFactory:
+    """Return what makes a model's layers: as stored (None), or in INT8 (`int8`)."""
+    return make_linear

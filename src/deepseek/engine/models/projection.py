@@ -2,7 +2,7 @@
 
 A fused layer (query, key, value; gate, up) keeps the names of its parts, so that a LoRA adapter's
 matrices find their place. All adapters of a layer are computed in one pair of products: their
-matrices stand side by side along the rank, and a mask keeps of each row only its own adapter's part.
+matrices stand side by side along the rank, and a mask keeps of each row its own adapter's part.
 That needs no gather, works for any mixture of rows, and can be captured in a CUDA graph; the price
 is the rank of all loaded adapters together.
 """

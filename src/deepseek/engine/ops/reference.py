@@ -1,5 +1,7 @@
 """Plain torch: exact, slow, and what the other implementations are tested against."""
 
+from itertools import pairwise
+
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
@@ -85,7 +87,7 @@ class ReferenceOps:
         query, keys, values = qkv.view(num_tokens, 3, num_heads, -1).float().unbind(1)
         out = torch.empty_like(query)
         bounds = starts.tolist()
-        for first, end in zip(bounds, bounds[1:], strict=False):
+        for first, end in pairwise(bounds):
             part = slice(first, end)
             attended = scaled_dot_product_attention(
                 query[part].transpose(0, 1)[None],

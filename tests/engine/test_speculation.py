@@ -72,7 +72,7 @@ def test_a_draft_never_passes_the_end_of_the_answer() -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", [0.0, 0.2])
 def test_answers_are_the_same_with_and_without(tiny_llama_dir: Path, temperature: float) -> None:
     def requests() -> list[GenerateRequest]:
         sampling = SamplingParams(max_tokens=60, temperature=temperature, seed=3, top_p=0.9)

@@ -1,8 +1,8 @@
 """What the next step runs: admission, prompt chunks, memory pressure.
 
 A step mixes one token of every decoding sequence with chunks of waiting prompts under a token
-budget, so that long prompts never stop running streams (Sarathi-Serve, arXiv:2403.02310). When blocks run
-out, the sequence admitted last gives its own back and is computed again later: no request dies of
+budget, so that long prompts never stop running streams (Sarathi-Serve, arXiv:2403.02310). When
+blocks run out, the sequence admitted last gives its own back and is computed again later: no request dies of
 memory pressure.
 """
 

@@ -5,6 +5,9 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from deepseek.core.errors import ConfigurationError
+from deepseek.engine.quantized_linear import make_int8_linear
+
 _PACKING_ROWS = 16
 """Batch size the packed layout is chosen for; the layout serves every size."""
 
@@ -74,4 +77,8 @@ def pack_linears(module: torch.nn.Module) -> None:
 
 def linear_factory(quantization: str | None) -> LinearFactory:
     """Return what makes a model's layers: as stored (None), or in INT8 (`int8`)."""
-    return make_linear
+    if quantization is None:
+        return make_linear
+    if quantization == "int8":
+        return make_int8_linear
+    raise ConfigurationError(f"quantization {quantization!r} is unknown; known: int8")

@@ -21,15 +21,23 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 CONTEXT = 512
@@ -95,6 +103,55 @@ def write_gpt2(path: Path) -> Path:
     return _write_decoder(path, GPT2LMHeadModel, config)
 
 
+def write_qwen3_moe(path: Path, **changes: Any) -> Path:
+    """A dense layer, then one with 8 experts, two per token."""
+    options = {
+        "head_dim": 32,
+        "num_key_value_heads": 2,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [0],
+        **changes,
+    }
+    return _write_decoder(path, Qwen3MoeForCausalLM, Qwen3MoeConfig(**_rotary(**options)))
+
+
+def write_mixtral(path: Path) -> Path:
+    """Experts in both layers, under Mixtral's own names."""
+    config = MixtralConfig(**_rotary(num_key_value_heads=2, num_local_experts=4))
+    return _write_decoder(path, MixtralForCausalLM, config)
+
+
+def write_deepseek_v2(path: Path, **changes: Any) -> Path:
+    """Latent attention with plain queries; the best experts wherever they are (V2-Lite)."""
+    options = _latent(**{"q_lora_rank": None, "n_shared_experts": 2, **changes})
+    return _write_decoder(path, DeepseekV2ForCausalLM, DeepseekV2Config(**options))
+
+
+def write_deepseek_v3(path: Path, **changes: Any) -> Path:
+    """Latent attention with compressed queries, YaRN, experts in groups, a gate with a bias."""
+    options = {
+        "q_lora_rank": 24,
+        "n_shared_experts": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.8,
+            "original_max_position_embeddings": CONTEXT // 4,
+        },
+        **changes,
+    }
+    return _write_decoder(path, DeepseekV3ForCausalLM, DeepseekV3Config(**_latent(**options)))
+
+
 def write_bert(path: Path, *, labels: tuple[str, ...] = ()) -> Path:
     """An embedder, or with `labels` a sequence classifier."""
     torch.manual_seed(0)
@@ -155,6 +212,22 @@ def _rotary(**changes: Any) -> dict[str, Any]:
     }
 
 
+def _latent(**changes: Any) -> dict[str, Any]:
+    return {
+        **_rotary(num_key_value_heads=4),
+        "kv_lora_rank": 24,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 20,
+        "v_head_dim": 12,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.7,
+        **changes,
+    }
+
+
 def _write_decoder(path: Path, cls: Any, config: Any) -> Path:
     torch.manual_seed(0)
     model = cls(config)
@@ -166,10 +239,11 @@ def _write_decoder(path: Path, cls: Any, config: Any) -> Path:
 
 def _random_vectors(model: torch.nn.Module) -> None:
     """Move biases and norms away from 0 and 1, where a forgotten one would not be noticed."""
+    gate_biases = (b for name, b in model.named_buffers() if name.endswith("correction_bias"))
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+        for vector in (*model.parameters(), *gate_biases):
+            if vector.dim() == 1:
+                vector.add_(torch.randn_like(vector) * 0.1)
 
 
 def _word_piece_tokenizer() -> PreTrainedTokenizerFast:

@@ -4,10 +4,12 @@ Weights are drawn wide (0.2 instead of the usual 0.02) so that the most probable
 and greedy answers do not hang on rounding.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -39,6 +41,7 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+from transformers.modeling_layers import MtpModel
 
 CONTEXT = 512
 CHAT_TEMPLATE = (
@@ -152,6 +155,30 @@ def write_deepseek_v3(path: Path, **changes: Any) -> Path:
     return _write_decoder(path, DeepseekV3ForCausalLM, DeepseekV3Config(**_latent(**options)))
 
 
+def add_mtp_head(path: Path) -> MtpModel:
+    """Give a DeepSeek-V3 directory a multi-token prediction head; return transformers' own.
+
+    As in released weights the head is the layer after the last, with its own copies of the
+    embedding and of the output head.
+    """
+    torch.manual_seed(1)
+    target = DeepseekV3ForCausalLM.from_pretrained(path)
+    head = MtpModel(target, 1)
+    for module in head.modules():
+        target._init_weights(module)
+    _random_vectors(head.layers)
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    prefix = f"model.layers.{target.config.num_hidden_layers}"
+    tensors[f"{prefix}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[f"{prefix}.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    for name, value in head.layers[0].state_dict().items():
+        for hub_name, hub_value in _hub_tensors(name, value):
+            tensors[f"{prefix}.{hub_name}"] = hub_value.clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    return head
+
+
 def write_bert(path: Path, *, labels: tuple[str, ...] = ()) -> Path:
     """An embedder, or with `labels` a sequence classifier."""
     torch.manual_seed(0)
@@ -226,6 +253,20 @@ def _latent(**changes: Any) -> dict[str, Any]:
         "routed_scaling_factor": 1.7,
         **changes,
     }
+
+
+def _hub_tensors(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Take transformers' fused experts apart and name everything as hub checkpoints do."""
+    name = name.removeprefix("mtp_block.").replace("post_norm.", "shared_head.norm.")
+    if name.endswith("experts.gate_up_proj"):
+        for expert, both in enumerate(value):
+            for part, half in zip(("gate_proj", "up_proj"), both.chunk(2), strict=True):
+                yield name.replace("gate_up_proj", f"{expert}.{part}.weight"), half
+    elif name.endswith("experts.down_proj"):
+        for expert, down in enumerate(value):
+            yield name.replace("down_proj", f"{expert}.down_proj.weight"), down
+    else:
+        yield name, value
 
 
 def _write_decoder(path: Path, cls: Any, config: Any) -> Path:

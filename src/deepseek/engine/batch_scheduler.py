@@ -2,8 +2,8 @@
 
 A step mixes one token of every decoding sequence with chunks of waiting prompts under a token
 budget, so that long prompts never stop running streams (Sarathi-Serve, arXiv:2403.02310). When
-blocks run out, the sequence admitted last gives its own back and is computed again later: no request dies of
-memory pressure.
+blocks run out, the sequence admitted last gives its own back and is computed again later: no
+request dies of memory pressure.
 """
 
 from collections import deque

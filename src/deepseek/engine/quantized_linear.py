@@ -79,7 +79,7 @@ class Int8Linear(torch.nn.Module):
 
 
 class FbgemmInt8Linear(torch.nn.Module):
-    """The same through torch's FBGEMM, for processors or machines that our kernel does not serve."""
+    """The same through torch's FBGEMM, for processors and machines our kernel does not serve."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Quantise and pack `weight` (out, in); the original may be freed afterwards."""
@@ -101,9 +101,7 @@ def _pack(quantized: torch.Tensor) -> torch.Tensor:
     return tiles.transpose(1, 2).contiguous()
 
 
-def _fbgemm_packed(
-    quantized: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None
-) -> Any:
+def _fbgemm_packed(quantized: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> Any:
     """Pack for `quantized.linear_dynamic`, the one use of torch's deprecated quantised tensors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -31,7 +31,7 @@ class Draw:
 
 def draw(logits: torch.Tensor, parts: Rows[Part], *, eos_token_ids: Rows[int]) -> Draw:
     """Draw one token per due row of `logits` (rows, vocab), which may be overwritten."""
-    if all(_is_plain_greedy(part.sequence) for part in parts):
+    if all(is_plain_greedy(part.sequence) for part in parts):
         return Draw(logits.argmax(dim=-1), {})
     rows = _due_rows(parts)
     scores = logits.float()
@@ -119,7 +119,8 @@ class _Settings:
         )
 
 
-def _is_plain_greedy(sequence: Sequence) -> bool:
+def is_plain_greedy(sequence: Sequence) -> bool:
+    """Say whether the most probable token of the model's own logits is all that is asked for."""
     params = sequence.sampling
     return (
         params.temperature <= 0

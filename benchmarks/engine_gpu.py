@@ -9,7 +9,6 @@ transformers' own. Prints a table and writes `benchmarks/results/engine_gpu.json
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ PUBLISHED_VLLM = {"one stream": 6.5, 64: 4455.0, 256: 6519.0, "1024/128 at 256":
 
 
 def main() -> int:
+    """Measure the chosen parts, print the table, write the JSON."""
     arguments = _arguments()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:

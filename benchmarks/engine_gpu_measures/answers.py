@@ -10,6 +10,11 @@ from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.core.wire import TokenDelta
 from engine_gpu_measures.session import open_session
 
+
+class MeasurementFailed(Exception):
+    """The engine did not do what was asked."""
+
+
 _PROMPTS = [
     "The capital of France is",
     "Once upon a time there was a",
@@ -58,7 +63,8 @@ def _ours(directory: Path, prompts: list[list[int]], *, dtype: str) -> dict[int,
             )
         while session.engine.has_work:
             for output in session.engine.step():
-                assert isinstance(output, TokenDelta), output
+                if not isinstance(output, TokenDelta):
+                    raise MeasurementFailed(f"the engine answered {output}")
                 answers[output.id].extend(output.token_ids)
     return answers
 

@@ -21,7 +21,7 @@ class Session:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._ids = itertools.count()
-        self._random = random.Random(7)
+        self._random = random.Random(7)  # noqa: S311 - reproducible prompts
 
     def add(self, *, input_tokens: int, output_tokens: int) -> None:
         """Queue a request with a prompt that shares nothing with others."""
@@ -69,6 +69,12 @@ class Session:
         """Run what is left to its end."""
         for _ in self._steps():
             pass
+
+    def abort_all(self) -> None:
+        """Drop every request."""
+        for request_id in range(next(self._ids)):
+            self.engine.abort(request_id)
+        self.drain()
 
     def _steps(self) -> Iterator[tuple[float, int]]:
         while self.engine.has_work:

@@ -39,12 +39,7 @@ def decode_breakdown(session: Session, *, num_sequences: int) -> Iterator[Row]:
         yield fact(f"decode step at {num_sequences}: {kind} (ms)", value)
     idle = step_ms - sum(by_kind.values())
     yield fact(f"decode step at {num_sequences}: device idle, launches and host (ms)", idle)
-    for request in range(10**6):
-        if not session.engine.has_work:
-            break
-        session.engine.abort(request)
-        if request % 64 == 0:
-            session.engine.step()
+    session.abort_all()
 
 
 def _kind(name: str) -> str:

@@ -59,7 +59,7 @@ class BatchScheduler:
         return None
 
     def schedule(self, draft: Callable[[Sequence], tuple[int, ...]] | None = None) -> list[Part]:
-        """Return the next step's parts, decoding sequences first; empty when nothing can run.
+        """Return the next step's parts, those of a single row first; empty when nothing can run.
 
         `draft` may guess tokens of a decoding sequence. The parts count as scheduled from now on.
         """
@@ -75,7 +75,6 @@ class BatchScheduler:
                         guessed = ()
                     parts.append(self._part(sequence, 1, guessed))
                     budget -= 1 + len(guessed)
-        parts.sort(key=lambda part: part.num_rows > 1)  # stable: single rows first
         for sequence in list(self.running):
             if sequence.num_pending <= 1 or budget <= 0:
                 continue
@@ -83,6 +82,7 @@ class BatchScheduler:
             if self._make_room(sequence, size, preempt=not parts):
                 parts.append(self._part(sequence, size, ()))
                 budget -= size
+        parts.sort(key=lambda part: part.num_rows > 1)  # stable; a chunk too may be of one row
         for part in parts:
             sequence = part.sequence
             sequence.num_scheduled += part.num_rows

@@ -66,15 +66,19 @@ class BatchScheduler:
         self._admit()
         parts: list[Part] = []
         budget = self.max_step_tokens
+        decoding = [s for s in self.running if s.num_pending == 1 and not self._is_complete(s)]
+        spare = budget - len(decoding)  # guesses never cost another sequence its row
         # Room for one sequence preempts later ones only, so those chosen stay.
-        for sequence in list(self.running):
-            if sequence.num_pending == 1 and not self._is_complete(sequence):
-                guessed = draft(sequence) if draft is not None and sequence.is_decoding else ()
-                if self._make_room(sequence, 1):
-                    if guessed and not self._grow(sequence, 1 + len(guessed)):
-                        guessed = ()
-                    parts.append(self._part(sequence, 1, guessed))
-                    budget -= 1 + len(guessed)
+        for sequence in decoding[:budget]:
+            guessed: tuple[int, ...] = ()
+            if draft is not None and spare > 0 and sequence.is_decoding:
+                guessed = draft(sequence)[:spare]
+            if self._make_room(sequence, 1):
+                if guessed and not self._grow(sequence, 1 + len(guessed)):
+                    guessed = ()
+                parts.append(self._part(sequence, 1, guessed))
+                budget -= 1 + len(guessed)
+                spare -= len(guessed)
         for sequence in list(self.running):
             if sequence.num_pending <= 1 or budget <= 0:
                 continue

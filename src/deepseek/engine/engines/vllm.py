@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 _SMALLEST_TOP_P = 1e-9
 """vLLM refuses 0, which means the most probable token alone; so does this, in float32."""
 _SEEDS = 2**63
+_FRAME = ("1 validation error", "For further information")
+_MAX_REASON = 300
+"""Characters of vLLM's reasons that are passed on; some are pages with advice on its own flags."""
 _FINISHED = (FinishReason.STOP, FinishReason.LENGTH)
 
 
@@ -73,7 +76,8 @@ def load_vllm_engine(
         config = _engine_args(model, spec, directory, device=device).create_engine_config()
     except Exception as error:
         raise UnsupportedModel(
-            f"{directory.path}: vLLM {vllm.__version__} does not take it: {_reason(error)}"
+            f"{directory.path}: vLLM {vllm.__version__} does not take architecture "
+            f"{directory.architecture!r}: {_reason(error)}"
         ) from error
     config.device_config.device = torch.device(device)
     try:
@@ -403,9 +407,10 @@ def _try_out(engine: VllmEngine) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return vLLM's own words, without pydantic's frame around them."""
+    """Return vLLM's own words: the first of them, without pydantic's frame around them."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [
-        line for line in lines if not line.startswith(("For further information", "1 validation"))
-    ]
-    return " ".join(told) or type(error).__name__
+    told = " ".join(line for line in lines if not line.startswith(_FRAME)).strip()
+    told = told.removeprefix("Value error, ").partition(" [type=")[0]
+    if len(told) > _MAX_REASON:
+        told = told[:_MAX_REASON] + "..."
+    return told or type(error).__name__

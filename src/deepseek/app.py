@@ -16,9 +16,11 @@ The life of a request, and the room of each step:
 """
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 
 from deepseek.core.errors import ConfigurationError, DeepseekError, ModelSourceError
@@ -52,10 +54,18 @@ def run(
     The address is taken first and the models are fetched, converted and checked before any worker
     starts, so that a wrong file fails at once. Raises errors of `core.errors`.
     """
+    file = find_interpreters(file, base_dir=base_dir)
+    pools = file.pool_settings()
     with bind(file.gateway.host, file.gateway.port) as listener:
         with progress as stages:
             directories = {
-                name: find_model(name, settings, base_dir=base_dir, progress=stages)
+                name: find_model(
+                    name,
+                    settings,
+                    base_dir=base_dir,
+                    progress=stages,
+                    python=pools[settings.pool].python,
+                )
                 for name, settings in file.models.items()
             }
         with asyncio.Runner(loop_factory=_new_loop) as runner:
@@ -64,15 +74,41 @@ def run(
             )
 
 
+def find_interpreters(file: DeploymentFile, *, base_dir: Path) -> DeploymentFile:
+    """Return the file with every `pools.NAME.python` as an absolute path.
+
+    Raises `ConfigurationError` where one is not a program that can be run.
+    """
+    pools = {
+        name: settings
+        if settings.python is None
+        else settings.model_copy(update={"python": _interpreter(name, settings.python, base_dir)})
+        for name, settings in file.pools.items()
+    }
+    return file.model_copy(update={"pools": pools})
+
+
 def find_model(
-    name: str, settings: ModelSettings, *, base_dir: Path, progress: Progress
+    name: str,
+    settings: ModelSettings,
+    *,
+    base_dir: Path,
+    progress: Progress,
+    python: str | None = None,
 ) -> ModelDirectory:
-    """Return a model's directory, fetched and converted if need be; errors name the model."""
+    """Return a model's directory, fetched and converted if need be; errors name the model.
+
+    `python` is the interpreter of the model's pool, where that is not the platform's own.
+    """
     try:
         path = resolve_source(
             settings.source, base_dir=base_dir, cache=ModelCache.default(), progress=progress
         )
-        directory = open_model_directory(path)
+        has_vllm = python is not None or find_spec("vllm") is not None
+        directory = open_model_directory(
+            path,
+            any_decoder=settings.engine == "vllm" or (settings.engine == "auto" and has_vllm),
+        )
     except ConfigurationError as error:
         raise type(error)(f"models.{name}: {error.message}", param=f"models.{name}") from error
     declared = directory.task if settings.task == "auto" else Task(settings.task)
@@ -80,6 +116,11 @@ def find_model(
         raise ModelSourceError(
             f"models.{name}.task: {declared.value!r} is not what {directory.architecture} does; "
             f"leave it out or write {directory.task.value!r}"
+        )
+    if settings.engine == "vllm" and directory.task is not Task.GENERATE:
+        raise ConfigurationError(
+            f"models.{name}.engine: `vllm` runs language models only, and this one is there to "
+            f"{directory.task.value}; write `torch` or leave it out"
         )
     return directory
 
@@ -171,6 +212,7 @@ def _worker_spec(
             share=model.share,
             quantization=model.quantization,
             speculation=model.speculation,
+            engine=model.engine,
         )
         for name, model in file.models.items()
         if model.pool == pool
@@ -187,7 +229,19 @@ def _worker_spec(
         step_policy=settings.step_policy,
         snapshot_interval_s=settings.snapshot_interval_s,
         log_level=log_level,
+        python=settings.python,
     )
+
+
+def _interpreter(pool: str, python: str, base_dir: Path) -> str:
+    # Not resolved: a virtual environment's interpreter is known by the path of its link.
+    path = base_dir.absolute() / Path(python).expanduser()
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise ConfigurationError(
+            f"pools.{pool}.python: {path} is not a program that can be run; give the path of a "
+            "Python interpreter (in a virtual environment: bin/python)"
+        )
+    return str(path)
 
 
 def _restart_policy(settings: PoolSettings) -> RestartPolicy:

@@ -5,7 +5,7 @@ sends one frame that carries all new tokens of all requests.
 """
 
 import struct
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,6 +32,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     share: float = 1.0
     quantization: str | None = None
     speculation: str | None = None
+    engine: Literal["auto", "torch", "vllm"] = "auto"
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +49,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     step_policy: str = "fair-share"
     snapshot_interval_s: float = 0.5
     log_level: str = "info"
+    python: str | None = None
+    """Interpreter that the worker runs under; None: the platform's own."""
 
 
 # platform to worker

@@ -1,13 +1,12 @@
-"""From a `ModelSpec` to an engine."""
+"""From a `ModelSpec` to a torch engine."""
 
 import logging
-import os
 import time
 from pathlib import Path
 
 import torch
 
-from deepseek.core.errors import ConfigurationError, DeepseekError
+from deepseek.core.errors import ConfigurationError
 from deepseek.core.requests import Task
 from deepseek.core.wire import ModelInfo, ModelSpec, WorkerSpec
 from deepseek.engine.base import Engine
@@ -28,27 +27,6 @@ from deepseek.weights.model_directory import ModelDirectory, open_model_director
 logger = logging.getLogger(__name__)
 
 MIN_CONTEXT_TOKENS = 16
-
-
-def prepare_device(spec: WorkerSpec) -> str:
-    """Choose and configure the device; returns its torch name.
-
-    Raises `ConfigurationError` where the pool names a GPU that is not there.
-    """
-    device = spec.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        index = int(device.partition(":")[2] or 0)
-        if index >= torch.cuda.device_count():
-            raise ConfigurationError(
-                f"pools.{spec.pool}.device: {device!r} does not exist; this machine has "
-                f"{torch.cuda.device_count()} GPU(s): use `cpu` or `auto`",
-                param="device",
-            )
-        return device
-    torch.set_num_threads(spec.num_threads or len(os.sched_getaffinity(0)))
-    return "cpu"
 
 
 def load_engine(model: ModelSpec, spec: WorkerSpec, *, device: str) -> tuple[Engine, ModelInfo]:
@@ -72,14 +50,6 @@ def load_engine(model: ModelSpec, spec: WorkerSpec, *, device: str) -> tuple[Eng
     )
     logger.info("model %s loaded in %.1f s (%s)", model.name, info.load_s, info.dtype)
     return engine, info
-
-
-def failed_info(model: ModelSpec, error: DeepseekError | OSError) -> ModelInfo:
-    """Return the report of a model that could not be loaded."""
-    code = error.code if isinstance(error, DeepseekError) else "model_unavailable"
-    return ModelInfo(
-        name=model.name, max_model_len=0, vocab_size=0, error=str(error), error_code=code
-    )
 
 
 def _load_decoder(

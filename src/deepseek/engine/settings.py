@@ -10,6 +10,10 @@ class PoolSettings(Settings):
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`cpu`, `cuda`, `cuda:N`, or `auto` (default): the first GPU if there is one, else the CPU."""
+    python: str | None = Field(default=None, min_length=1)
+    """Path of the Python interpreter in whose environment the worker runs, relative to the
+    deployment file; default: the platform's own. vLLM, which pins its own torch, lives in such an
+    environment."""
     num_threads: int | None = Field(default=None, ge=1, le=1024)
     """Compute threads on a CPU; default: one per core the process may use."""
     kv_cache_bytes: SizeBytes = Field(default=2 * 1024**3, ge=1024**2)

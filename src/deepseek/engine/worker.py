@@ -28,7 +28,8 @@ from deepseek.core.wire import (
     frame,
 )
 from deepseek.engine.base import Engine
-from deepseek.engine.loading import failed_info, load_engine, prepare_device
+from deepseek.engine.device import prepare_device
+from deepseek.engine.selection import failed_info, load_model
 from deepseek.engine.step_loop import StepLoop
 from deepseek.scheduling.step_policies import make_step_policy
 
@@ -78,7 +79,7 @@ def _load_models(spec: WorkerSpec, device: str) -> tuple[dict[str, Engine], list
     infos: list[ModelInfo] = []
     for model in spec.models:
         try:
-            engines[model.name], info = load_engine(model, spec, device=device)
+            engines[model.name], info = load_model(model, spec, device=device)
         except (DeepseekError, OSError) as error:
             logger.error("model %s cannot be loaded: %s", model.name, error)
             info = failed_info(model, error)

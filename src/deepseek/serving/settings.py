@@ -15,6 +15,10 @@ class ModelSettings(Settings):
     directory, relative to the deployment file."""
     pool: str = "default"
     """The device pool that runs the model; `default` exists without being declared."""
+    engine: Literal["auto", "torch", "vllm"] = "auto"
+    """What runs the model: `torch` (the platform's own engine), `vllm` (language models only, where
+    the pool's environment has it), or `auto` (default): `torch` for every architecture that it
+    knows, else `vllm`."""
     task: Literal["auto", "generate", "embed", "classify"] = "auto"
     """What the model does; `auto` (default) reads it from the model's config."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

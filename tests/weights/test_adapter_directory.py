@@ -93,7 +93,7 @@ def test_ranks_and_scales_follow_the_patterns(
         ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         ({"rank_pattern": {"q_proj": -1}}, "rank_pattern.q_proj is -1"),
         ({"rank_pattern": {"(": 4}}, "rank_pattern is not valid"),
-        ({"alpha_pattern": [16]}, "alpha_pattern is not valid"),
+        ({"alpha_pattern": [16]}, "alpha_pattern is not a mapping"),
         ({"target_modules": ["q_proj", "v_proj"]}, "target_modules names 'v_proj', but"),
     ],
 )

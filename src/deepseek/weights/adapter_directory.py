@@ -133,8 +133,8 @@ class _Scales:
     def __init__(self, file: Path, config: Mapping[str, Any]) -> None:
         self._file = file
         self._use_rslora = bool(config.get("use_rslora"))
-        self._rank = self._number(config, "r")
-        self._alpha = self._number(config, "lora_alpha")
+        self._rank = self._number(config.get("r"), "r")
+        self._alpha = self._number(config.get("lora_alpha"), "lora_alpha")
         self._ranks = self._patterns(config, "rank_pattern")
         self._alphas = self._patterns(config, "alpha_pattern")
 
@@ -150,21 +150,20 @@ class _Scales:
         self, config: Mapping[str, Any], field: str
     ) -> list[tuple[re.Pattern[str], float]]:
         given = config.get(field) or {}
+        if not isinstance(given, dict):
+            raise AdapterRejected(f"{self._file}: {field} is not a mapping from layers to numbers")
         try:
-            return [
-                (re.compile(rf"(.*\.)?({key})$"), self._number(given, key, shown=f"{field}.{key}"))
-                for key in given
-            ]
-        except (re.error, TypeError) as error:
+            # As PEFT matches them: a pattern begins at a dot and ends with the name.
+            patterns = [re.compile(rf"(.*\.)?({key})$") for key in given]
+        except re.error as error:
             raise AdapterRejected(f"{self._file}: {field} is not valid: {error}") from None
+        numbers = [self._number(value, f"{field}.{key}") for key, value in given.items()]
+        return list(zip(patterns, numbers, strict=True))
 
-    def _number(self, values: Mapping[str, Any], key: str, *, shown: str = "") -> float:
-        value: Any = values.get(key)
+    def _number(self, value: Any, key: str) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value < _TOO_LARGE:
-            raise AdapterRejected(
-                f"{self._file}: {shown or key} is {value!r}; it must be a number above 0"
-            )
+            raise AdapterRejected(f"{self._file}: {key} is {value!r}; it must be a number above 0")
         return float(value)
 
 

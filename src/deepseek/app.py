@@ -23,9 +23,14 @@ from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 
-from deepseek.core.errors import ConfigurationError, DeepseekError, ModelSourceError
+from deepseek.core.errors import (
+    AdapterRejected,
+    ConfigurationError,
+    DeepseekError,
+    ModelSourceError,
+)
 from deepseek.core.requests import LoadSnapshot, Task
-from deepseek.core.wire import ModelSpec, WorkerSpec
+from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
 from deepseek.deployment_file import DeploymentFile
 from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.server import Gateway, bind
@@ -36,6 +41,7 @@ from deepseek.serving.replica import Observer, Replica, RestartPolicy, WorkerSta
 from deepseek.serving.settings import ModelSettings
 from deepseek.telemetry.metrics import Metrics
 from deepseek.weights.acquisition import resolve_source
+from deepseek.weights.adapter_directory import open_adapter_directory
 from deepseek.weights.cache import ModelCache
 from deepseek.weights.model_directory import ModelDirectory, open_model_directory
 from deepseek.weights.progress import Progress
@@ -68,6 +74,7 @@ def run(
                 )
                 for name, settings in file.models.items()
             }
+        file = with_absolute_paths(file, base_dir=base_dir)
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(
                 _serve(file, directories, listener, announce=announce, log_level=log_level)
@@ -111,6 +118,12 @@ def find_model(
         )
     except ConfigurationError as error:
         raise type(error)(f"models.{name}: {error.message}", param=f"models.{name}") from error
+    _check_task(name, settings, directory)
+    _check_adapters(name, settings, directory, base_dir=base_dir)
+    return directory
+
+
+def _check_task(name: str, settings: ModelSettings, directory: ModelDirectory) -> None:
     declared = directory.task if settings.task == "auto" else Task(settings.task)
     if (declared is Task.GENERATE) != (directory.task is Task.GENERATE):
         raise ModelSourceError(
@@ -122,7 +135,51 @@ def find_model(
             f"models.{name}.engine: `vllm` runs language models only, and this one is there to "
             f"{directory.task.value}; write `torch` or leave it out"
         )
-    return directory
+
+
+def _check_adapters(
+    name: str, settings: ModelSettings, directory: ModelDirectory, *, base_dir: Path
+) -> None:
+    """Refuse adapters that cannot be read; whether they fit the weights, the worker finds."""
+    place = f"models.{name}.adapters"
+    if (settings.adapters or settings.adapter_dirs) and directory.task is not Task.GENERATE:
+        raise ModelSourceError(
+            f"{place}: a model of task {directory.task.value!r} takes no adapters", param=place
+        )
+    for adapter, path in settings.adapters.items():
+        try:
+            rank = open_adapter_directory(base_dir / path).max_rank
+        except AdapterRejected as error:
+            raise ModelSourceError(f"{place}.{adapter}: {error.message}", param=place) from error
+        if rank > settings.max_adapter_rank:
+            raise ModelSourceError(
+                f"{place}.{adapter}: has rank {rank}; models.{name}.max_adapter_rank is "
+                f"{settings.max_adapter_rank}: raise it",
+                param=place,
+            )
+    for path in settings.adapter_dirs:
+        if not (base_dir / path).is_dir():
+            raise ModelSourceError(
+                f"models.{name}.adapter_dirs: {base_dir / path} is not a directory", param=place
+            )
+
+
+def with_absolute_paths(file: DeploymentFile, *, base_dir: Path) -> DeploymentFile:
+    """Return the file with the paths of its adapters as a worker in any directory finds them."""
+
+    def absolute(path: str) -> str:
+        return str((base_dir / path).resolve())
+
+    models = {
+        name: settings.model_copy(
+            update={
+                "adapters": {key: absolute(path) for key, path in settings.adapters.items()},
+                "adapter_dirs": [absolute(path) for path in settings.adapter_dirs],
+            }
+        )
+        for name, settings in file.models.items()
+    }
+    return file.model_copy(update={"models": models})
 
 
 def build_platform(
@@ -213,6 +270,9 @@ def _worker_spec(
             quantization=model.quantization,
             speculation=model.speculation,
             engine=model.engine,
+            adapters=[AdapterSpec(name=n, path=path) for n, path in model.adapters.items()],
+            max_adapters=model.max_adapters,
+            max_adapter_rank=model.max_adapter_rank,
         )
         for name, model in file.models.items()
         if model.pool == pool

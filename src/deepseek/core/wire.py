@@ -21,6 +21,13 @@ FRAME_HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
 
 
+class AdapterSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One LoRA adapter for a worker to load."""
+
+    name: str
+    path: str
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One model for a worker to load."""
 
@@ -33,6 +40,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str | None = None
     speculation: str | None = None
     engine: Literal["auto", "torch", "vllm"] = "auto"
+    adapters: list[AdapterSpec] = []
+    """Loaded with the model; one that cannot be is reported, the others serve."""
+    max_adapters: int = 8
+    max_adapter_rank: int = 64
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,11 +85,36 @@ class Abort(msgspec.Struct, tag="abort", frozen=True):
     ids: list[int]
 
 
+class LoadAdapter(msgspec.Struct, tag="load_adapter", frozen=True, kw_only=True):
+    """Load a LoRA adapter, in place of one of the same name; answered by its id."""
+
+    id: int
+    model: str
+    name: str
+    path: str
+
+
+class DropAdapter(msgspec.Struct, tag="drop_adapter", frozen=True, kw_only=True):
+    """Forget a LoRA adapter once the last request that uses it has ended; answered by its id."""
+
+    id: int
+    model: str
+    name: str
+
+
 class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Exit after what runs has finished."""
 
 
 # worker to platform
+
+
+class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an adapter that was to be loaded with its model."""
+
+    name: str
+    error: str | None = None
+    """Why it cannot be used."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +128,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = ""
     weights_bytes: int = 0
     load_s: float = 0.0
+    adapters: list[AdapterInfo] = []
     error: str | None = None
     """Set when the model could not be loaded; the others serve on."""
     error_code: str | None = None
@@ -130,6 +167,12 @@ class Encoded(msgspec.Struct, tag="encoded", frozen=True):
     data: bytes
 
 
+class AdapterDone(msgspec.Struct, tag="adapter_done", frozen=True):
+    """A `LoadAdapter` or `DropAdapter` has been carried out; a refused one ends with `Failed`."""
+
+    id: int
+
+
 class Failed(msgspec.Struct, tag="failed", frozen=True):
     """One request ended with an error of `core.errors`, by its wire code."""
 
@@ -145,8 +188,8 @@ class Load(msgspec.Struct, tag="load", frozen=True):
     snapshot: LoadSnapshot
 
 
-Command = Generate | Encode | Abort | Stop
-Event = Ready | StepOutput | Encoded | Failed | Load
+Command = Generate | Encode | Abort | LoadAdapter | DropAdapter | Stop
+Event = Ready | StepOutput | Encoded | AdapterDone | Failed | Load
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -53,10 +53,12 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     socket_path: str
     device: str
     models: list[ModelSpec]
+    cpus: str | None = None
     num_threads: int | None = None
-    kv_cache_bytes: int = 1 << 30
-    max_step_tokens: int = 512
-    max_running: int = 64
+    kv_cache_bytes: int | None = None
+    memory_utilization: float = 0.9
+    max_step_tokens: int | None = None
+    max_running: int | None = None
     step_policy: str = "fair-share"
     snapshot_interval_s: float = 0.5
     log_level: str = "info"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from deepseek.engine.adapters import AdapterSet
 from deepseek.engine.batch_scheduler import Part
 from deepseek.engine.kv_storage import KVStorage
 from deepseek.engine.models.base import Decoder
@@ -25,8 +26,6 @@ _NUM_STAGING = 3
 class CudaRunner:
     """See `deepseek.engine.runner.Runner`."""
 
-    is_asynchronous = True
-
     def __init__(
         self,
         decoder: Decoder,
@@ -35,7 +34,10 @@ class CudaRunner:
         eos_token_ids: tuple[int, ...],
         max_running: int,
         max_model_len: int,
+        adapters: AdapterSet,
+        is_asynchronous: bool,
     ) -> None:
+        self.is_asynchronous = is_asynchronous
         self._decoder = decoder
         self._storage = storage
         self._eos_token_ids = eos_token_ids
@@ -46,7 +48,10 @@ class CudaRunner:
         """The tokens of the step started last, by due row."""
         self._staging = [_Staging(self._device) for _ in range(_NUM_STAGING)]
         self._num_steps = 0
+        self._adapters = adapters
         self._graphs: dict[tuple[int, bool], _DecodeGraph] = {}
+        """By bucket, and whether rows may have adapters."""
+        self._adapters_version = adapters.version
         self._pool: tuple[int, int] | None = None
 
     @torch.inference_mode()
@@ -54,11 +59,6 @@ class CudaRunner:
         """Capture every bucket, the largest first, so that the others fit into its memory."""
         for bucket in reversed(self._buckets):
             self._graph(bucket, has_adapters=False)
-
-    def forget_adapters(self) -> None:
-        """Drop graphs that hold adapters' matrices; they are captured again when needed."""
-        torch.cuda.synchronize(self._device)
-        self._graphs = {key: graph for key, graph in self._graphs.items() if not key[1]}
 
     @torch.inference_mode()
     def run(self, parts: Sequence[Part], *, previous: PendingStep | None) -> "RunningStep":
@@ -102,6 +102,11 @@ class CudaRunner:
         return self._staging[self._num_steps % _NUM_STAGING].to_device(layout, inputs)
 
     def _graph(self, bucket: int, *, has_adapters: bool) -> "_DecodeGraph":
+        if self._adapters.version != self._adapters_version:
+            # Graphs with adapters hold matrices that are gone; they are captured when needed.
+            torch.cuda.synchronize(self._device)
+            self._graphs = {key: graph for key, graph in self._graphs.items() if not key[1]}
+            self._adapters_version = self._adapters.version
         key = (bucket, has_adapters)
         if key not in self._graphs:
             self._graphs[key] = self._capture(bucket, has_adapters=has_adapters)

@@ -19,13 +19,11 @@ def profile_kv_bytes(
     max_running: int,
     block_tokens: int,
     memory_utilization: float,
-    reserved_bytes: int,
 ) -> int:
     """Return the bytes left for attention state after the largest step has been run once.
 
-    The weights must be loaded. Of the device's memory `memory_utilization` may be used in all, and
-    `reserved_bytes` of that are kept for what will be loaded later. Raises `ConfigurationError`
-    where nothing is left.
+    The weights must be loaded, and nothing may be loaded later: of the device's memory
+    `memory_utilization` may be used in all. Raises `ConfigurationError` where nothing is left.
     """
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -40,12 +38,12 @@ def profile_kv_bytes(
     del storage
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    left = int(total * memory_utilization) - (total - free) - activations - reserved_bytes
+    left = int(total * memory_utilization) - (total - free) - activations
     if left <= 0:
         raise ConfigurationError(
             f"no memory is left for attention state: the device has {total / 2**30:.1f} GiB, "
-            f"{(total - free) / 2**30:.1f} are taken, a step needs {activations / 2**30:.1f}, "
-            f"models still to be loaded {reserved_bytes / 2**30:.1f}; lower `max_step_tokens`, "
+            f"{(total - free) / 2**30:.1f} are taken, a step needs {activations / 2**30:.1f}; "
+            "lower `max_step_tokens`, "
             "raise `memory_utilization` or move a model to another pool"
         )
     return left

@@ -75,10 +75,17 @@ def pack_linears(module: torch.nn.Module) -> None:
             pack_linears(child)
 
 
-def linear_factory(quantization: str | None) -> LinearFactory:
-    """Return what makes a model's layers: as stored (None), or in INT8 (`int8`)."""
+def linear_factory(quantization: str | None, *, device: str) -> LinearFactory:
+    """Return what makes a model's layers: as stored (None), or in INT8 (`int8`, on CPUs).
+
+    Raises `ConfigurationError` for another name or device.
+    """
     if quantization is None:
         return make_linear
+    if quantization == "int8" and device != "cpu":
+        raise ConfigurationError(
+            f"quantization 'int8' runs on CPUs, this pool's device is {device!r}; leave it out"
+        )
     if quantization == "int8":
         return make_int8_linear
     raise ConfigurationError(f"quantization {quantization!r} is unknown; known: int8")

@@ -144,5 +144,5 @@ def _awaited(pairs: list[tuple[int, int]], num_rows: int) -> Ints:
 
 
 def _adapters(parts: Sequence[Part], owners: Ints) -> Ints | None:
-    adapters = np.array([part.sequence.adapter for part in parts], dtype=np.int32)
+    adapters = np.array([part.sequence.adapter_index for part in parts], dtype=np.int32)
     return adapters[owners] if adapters.any() else None

@@ -40,11 +40,11 @@ from deepseek.core.requests import (
     GenerateRequest,
     ModelLoad,
     SamplingParams,
-    Task,
     TokenLogprobs,
 )
 from deepseek.core.wire import Failed, ModelInfo, ModelSpec, TokenDelta, WorkerSpec
 from deepseek.engine.base import Output, Request
+from deepseek.engine.device import kv_bytes, step_limits
 from deepseek.engine.request_checks import check_generation
 from deepseek.weights.model_directory import ModelDirectory
 
@@ -350,17 +350,17 @@ def _logprobs(completion: Any, *, num_top: int) -> list[TokenLogprobs]:
 def _engine_args(
     model: ModelSpec, spec: WorkerSpec, directory: ModelDirectory, *, device: str
 ) -> EngineArgs:
-    shares = sum(m.share for m in spec.models if m.task is Task.GENERATE)
+    configured, limits = kv_bytes(model, spec, device), step_limits(spec, device)
     return EngineArgs(
         model=str(directory.path),
         served_model_name=model.name,
         dtype=_dtype(model.dtype, directory, device),
         max_model_len=model.max_model_len or -1,  # -1: as long as the memory below has room for
-        kv_cache_memory_bytes=int(spec.kv_cache_bytes * model.share / shares),
+        kv_cache_memory_bytes=configured,
         # Only checked against what is free, once the line above is there: others live here too.
-        gpu_memory_utilization=0.01,
-        max_num_batched_tokens=spec.max_step_tokens,
-        max_num_seqs=min(spec.max_running, spec.max_step_tokens),
+        gpu_memory_utilization=spec.memory_utilization if configured is None else 0.01,
+        max_num_batched_tokens=limits.max_step_tokens,
+        max_num_seqs=min(limits.max_running, limits.max_step_tokens),
         max_logprobs=-1,  # the gateway has the limit
         # Ahead of time only where nobody else steps: else one model's step would run in the time
         # that another is charged.

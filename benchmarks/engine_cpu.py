@@ -9,6 +9,7 @@ from typing import Any
 
 from engine_measures.chat import chat
 from engine_measures.contestants import CONTESTANTS
+from engine_measures.embeddings import embeddings
 from engine_measures.placement import one_core, shared_cores
 from suite import Measure, parser, run_measures
 
@@ -42,6 +43,7 @@ def _measures(servers: list[str] | None, details: dict[str, Any]) -> dict[str, M
     return {
         "chat-two-cores": lambda run: measure(run, shared_cores()),
         "chat-one-core": lambda run: measure(run, one_core()),
+        "embeddings": embeddings,
     }
 
 

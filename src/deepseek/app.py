@@ -169,6 +169,8 @@ def _worker_spec(
             dtype=model.dtype,
             max_model_len=model.max_model_len,
             share=model.share,
+            quantization=model.quantization,
+            speculation=model.speculation,
         )
         for name, model in file.models.items()
         if model.pool == pool

@@ -6,10 +6,15 @@ import torch
 
 from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.core.wire import Failed, TokenDelta
+from deepseek.engine.batch_scheduler import BatchScheduler
 from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.grammar import GrammarCompiler
-from deepseek.engine.kv_cache import KVCache
+from deepseek.engine.kv_cache import DEFAULT_BLOCK_TOKENS, BlockPool
+from deepseek.engine.kv_storage import KVStorage
 from deepseek.engine.models.registry import load_decoder
+from deepseek.engine.ops.registry import make_ops
+from deepseek.engine.runner import CpuRunner
+from deepseek.engine.speculation import Speculation
 
 
 def make_engine(
@@ -20,24 +25,26 @@ def make_engine(
     max_step_tokens: int = 48,
     max_running: int = 8,
     eos_token_ids: tuple[int, ...] = (),
+    speculation: Speculation | None = None,
+    runner_class: type[CpuRunner] = CpuRunner,
 ) -> DecoderEngine:
-    decoder = load_decoder(path, dtype=torch.float32, device="cpu")
-    cache = KVCache(
-        decoder.kv_shape,
-        num_slots=2 * max_running,
-        max_len=max_len,
-        capacity_tokens=capacity_tokens,
-        device="cpu",
+    decoder = load_decoder(path, dtype=torch.float32, device="cpu", ops=make_ops("cpu"))
+    num_blocks = capacity_tokens // DEFAULT_BLOCK_TOKENS
+    storage = KVStorage(
+        decoder.kv_shape, num_blocks=num_blocks, block_tokens=DEFAULT_BLOCK_TOKENS, device="cpu"
     )
     grammars = GrammarCompiler(path, vocab_size=decoder.vocab_size, eos_token_ids=eos_token_ids)
     return DecoderEngine(
         "m",
-        decoder,
-        cache,
+        runner_class(decoder, storage, eos_token_ids=eos_token_ids),
+        BatchScheduler(
+            BlockPool(num_blocks), max_step_tokens=max_step_tokens, max_running=max_running
+        ),
         grammars=grammars,
         eos_token_ids=eos_token_ids,
-        max_step_tokens=max_step_tokens,
-        max_running=max_running,
+        vocab_size=decoder.vocab_size,
+        max_model_len=max_len,
+        speculation=speculation,
     )
 
 

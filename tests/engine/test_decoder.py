@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM
 from deepseek.core.errors import ContextLengthExceeded, InvalidGrammar, InvalidRequest
 from deepseek.core.requests import EncodeRequest, GenerateRequest, SamplingParams
 from deepseek.core.wire import TokenDelta
+from deepseek.engine.batch_scheduler import Part
+from deepseek.engine.runner import CpuRunner, FinishedStep, PendingStep
 from tests.engine.families import greedy, make_engine, run_all
 
 FAMILIES = ["tiny_llama_dir", "tiny_qwen2_dir", "tiny_qwen3_dir", "tiny_gpt2_dir"]
@@ -90,7 +93,7 @@ def test_a_burst_on_one_prompt_computes_it_once(tiny_llama_dir: Path) -> None:
     prompt = [7] * 150
     answers = run_all(engine, [greedy(n, prompt, 5) for n in range(6)])
     assert len({tuple(tokens) for tokens in answers.values()}) == 1
-    assert engine.load().prefix_hit_tokens == 5 * 149
+    assert engine.load().prefix_hit_tokens == 5 * 144  # full blocks of 16
 
 
 def test_abort_frees_slot_and_memory_at_once(tiny_llama_dir: Path) -> None:
@@ -193,3 +196,54 @@ def test_a_failed_step_loses_only_its_own_requests(tiny_llama_dir: Path) -> None
             assert isinstance(output, TokenDelta)
             answers.extend(output.token_ids)
     assert len(answers) == 5
+
+
+class EagerlyScheduled(CpuRunner):
+    """Runs like a GPU's runner: the engine schedules the next step before it reads this one."""
+
+    is_asynchronous = True
+
+
+@pytest.mark.timeout(60)
+def test_steps_that_run_ahead_of_their_results_change_no_answer(tiny_llama_dir: Path) -> None:
+    requests = mixed_requests(vocab_size(tiny_llama_dir), 10)
+    plain = run_all(make_engine(tiny_llama_dir), requests)
+    end = plain[3][len(plain[3]) // 2]
+    requests += [
+        GenerateRequest(
+            id=100 + n,
+            model="m",
+            prompt_token_ids=[n + 1, 2, 3],
+            sampling=SamplingParams(max_tokens=20, seed=n, presence_penalty=0.5 * (n % 2)),
+        )
+        for n in range(4)
+    ]
+    expected = run_all(make_engine(tiny_llama_dir, eos_token_ids=(end,)), requests)
+    for capacity_tokens in (4000, 260):
+        engine = make_engine(
+            tiny_llama_dir,
+            eos_token_ids=(end,),
+            capacity_tokens=capacity_tokens,
+            runner_class=EagerlyScheduled,
+        )
+        assert run_all(engine, requests) == expected
+        assert engine.load().kv_tokens_used == 0
+
+
+class ShortOfMemory(CpuRunner):
+    """A device on which a step of more than 20 rows finds no memory."""
+
+    def run(self, parts: Sequence[Part], *, previous: PendingStep | None) -> FinishedStep:
+        if sum(part.num_rows for part in parts) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().run(parts, previous=previous)
+
+
+def test_a_step_that_finds_no_memory_is_made_smaller_and_nothing_is_lost(
+    tiny_llama_dir: Path,
+) -> None:
+    requests = [greedy(n, [n + 1] * 30, 10) for n in range(6)]
+    expected = run_all(make_engine(tiny_llama_dir), requests)
+    engine = make_engine(tiny_llama_dir, runner_class=ShortOfMemory)
+    assert run_all(engine, requests) == expected
+    assert engine.load().kv_tokens_used == 0

@@ -1,122 +1,143 @@
-"""Slots, prefix reuse and physical memory of `deepseek.engine.kv_cache`."""
+"""Blocks: sharing, publishing, eviction; nothing is lost and nothing given twice."""
 
-import mmap
+import random
 
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek.engine.kv_cache import KVCache, KVShape, common_prefix
-from deepseek.engine.memory import resident_bytes
-
-SHAPE = KVShape(num_layers=2, num_kv_heads=2, head_dim=8, dtype=torch.float32)
+from deepseek.engine.kv_cache import BlockPool, common_prefix, extend_digests
 
 
-def make_cache(num_slots: int = 4, capacity_tokens: int = 1000) -> KVCache:
-    return KVCache(
-        SHAPE, num_slots=num_slots, max_len=256, capacity_tokens=capacity_tokens, device="cpu"
-    )
+def chain(tokens: list[int], *, salt: bytes = b"", block_tokens: int = 4) -> list[bytes]:
+    digests: list[bytes] = []
+    extend_digests(digests, tokens, block_tokens=block_tokens, salt=salt)
+    return digests
 
 
-def fill(cache: KVCache, tokens: list[int]) -> int:
-    """Run a sequence through the cache, its rows holding its token ids; return tokens reused."""
-    acquired = cache.acquire(tokens)
-    assert acquired is not None
-    slot, num_held = acquired
-    assert cache.reserve(slot, len(tokens))
-    rows = torch.arange(cache.row(slot, 0), cache.row(slot, len(tokens)))
-    for layer in range(SHAPE.num_layers):
-        held = cache.layers[layer][rows[:num_held], 0].tolist()
-        assert held == tokens[:num_held], "a reused row holds another token's state"
-        cache.layers[layer][rows] = torch.tensor(tokens, dtype=torch.float32)[:, None]
-    slot.tokens = list(tokens)
-    cache.release(slot)
-    return num_held
+def run_once(pool: BlockPool, tokens: list[int]) -> int:
+    """Take a sequence through the pool as the engine does; return how many blocks were shared."""
+    digests = chain(tokens)
+    shared = pool.match(digests)
+    pool.share(shared)
+    taken = pool.allocate(len(digests) - len(shared))
+    assert taken is not None
+    blocks = shared + taken
+    for block, digest in zip(blocks, digests, strict=True):
+        pool.publish(block, digest)
+    pool.release(blocks)
+    return len(shared)
 
 
-@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
-def test_common_prefix_is_what_a_plain_loop_finds(left: list[int], right: list[int]) -> None:
-    expected = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        expected += 1
-    assert common_prefix(left, right) == expected
+def test_a_chain_grows_without_being_computed_again() -> None:
+    tokens = list(range(20))
+    digests = chain(tokens[:9])
+    assert len(digests) == 2
+    extend_digests(digests, tokens, block_tokens=4)
+    assert digests == chain(tokens)
 
 
-def test_a_prompt_takes_over_the_rows_of_an_equal_beginning() -> None:
-    cache = make_cache()
-    system = list(range(100))
-    assert fill(cache, [*system, 500]) == 0
-    assert fill(cache, [*system, 600, 601]) == 100
+def test_equal_tokens_after_different_beginnings_have_different_digests() -> None:
+    assert chain([1, 2, 3, 4, 9, 9, 9, 9])[1] != chain([1, 2, 3, 5, 9, 9, 9, 9])[1]
 
 
-def test_the_last_prompt_token_is_always_computed() -> None:
-    cache = make_cache()
-    assert fill(cache, list(range(50))) == 0
-    assert fill(cache, list(range(50))) == 49
+def test_a_salt_keeps_equal_tokens_apart() -> None:
+    assert not set(chain(list(range(12)))) & set(chain(list(range(12)), salt=b"adapter"))
 
 
-def test_a_short_shared_beginning_leaves_a_long_cached_conversation_whole() -> None:
-    cache = make_cache()
-    conversation = list(range(200))
-    fill(cache, conversation)
-    assert fill(cache, [*range(30), 900]) == 30
-    assert fill(cache, conversation) == 199
+def test_a_prefix_is_found_until_its_memory_is_needed() -> None:
+    pool = BlockPool(4, block_tokens=4)
+    assert run_once(pool, list(range(12))) == 0
+    assert run_once(pool, [*range(8), 50, 51, 52, 53]) == 2
+    assert pool.num_used == 0
+    assert pool.num_cached == 4
+    assert run_once(pool, [90] * 16) == 0
+    assert pool.match(chain(list(range(12)))) == []
 
 
-@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=120), min_size=1, max_size=12))
-def test_residency_never_exceeds_capacity_and_reused_rows_are_right(
-    prompts: list[list[int]],
-) -> None:
-    cache = make_cache(num_slots=3, capacity_tokens=200)
-    for prompt in prompts:
-        fill(cache, prompt)
-        assert cache.resident_tokens <= 200
+def test_the_end_of_a_prefix_goes_before_its_beginning() -> None:
+    pool = BlockPool(4, block_tokens=4)
+    run_once(pool, list(range(16)))
+    assert pool.allocate(1) is not None
+    assert len(pool.match(chain(list(range(16))))) == 3
 
 
-def test_no_room_is_told_before_anything_is_written() -> None:
-    cache = make_cache(num_slots=2, capacity_tokens=100)
-    first = cache.acquire(list(range(80)))
-    second = cache.acquire([7] * 60)
-    assert first is not None
-    assert second is not None
-    assert cache.reserve(first[0], 80)
-    assert not cache.reserve(second[0], 60)
-    assert cache.reserve(second[0], 20)
+def test_the_least_recently_used_prefix_goes_first() -> None:
+    pool = BlockPool(4, block_tokens=4)
+    run_once(pool, [1] * 8)
+    run_once(pool, [2] * 8)
+    run_once(pool, [1] * 8)
+    assert pool.allocate(2) is not None
+    assert len(pool.match(chain([1] * 8))) == 2
+    assert pool.match(chain([2] * 8)) == []
 
 
-def test_every_slot_in_use_means_none() -> None:
-    cache = make_cache(num_slots=1)
-    assert cache.acquire([1]) is not None
-    assert cache.acquire([1]) is None
+def test_more_than_there_is_changes_nothing() -> None:
+    pool = BlockPool(3, block_tokens=4)
+    run_once(pool, [1] * 8)
+    assert pool.allocate(4) is None
+    assert (pool.num_free, pool.num_cached) == (3, 2)
 
 
-def test_eviction_gives_physical_memory_back() -> None:
-    shape = KVShape(num_layers=1, num_kv_heads=64, head_dim=64, dtype=torch.float32)
-    cache = KVCache(shape, num_slots=2, max_len=4096, capacity_tokens=9000, device="cpu")
-    before = resident_bytes()
-    acquired = cache.acquire([1, 2, 3])
-    assert acquired is not None
-    slot, _ = acquired
-    assert cache.reserve(slot, 4096)
-    cache.layers[0][: cache.row(slot, 4096)] = 1.0
-    written = 4096 * shape.row_bytes
-    assert resident_bytes() - before > 0.9 * written
-    cache.evict(slot)
-    assert resident_bytes() - before < 0.1 * written
-    assert cache.layers[0][cache.row(slot, 0), 0] == 0
+def test_discarded_blocks_are_never_found_again() -> None:
+    pool = BlockPool(4, block_tokens=4)
+    digests = chain([1] * 8)
+    blocks = pool.allocate(2)
+    assert blocks is not None
+    for block, digest in zip(blocks, digests, strict=True):
+        pool.publish(block, digest)
+    pool.discard(blocks)
+    assert pool.match(digests) == []
+    assert (pool.num_free, pool.num_cached) == (4, 0)
 
 
-def test_slots_start_on_page_boundaries() -> None:
-    cache = make_cache()
-    slots = [cache.acquire([n])[0] for n in range(4)]  # type: ignore[index]
-    for slot in slots:
-        assert cache.row(slot, 0) * SHAPE.row_bytes % mmap.PAGESIZE == 0
+def test_a_shared_block_lives_as_long_as_its_last_user() -> None:
+    pool = BlockPool(2, block_tokens=4)
+    run_once(pool, [1] * 4)
+    shared = pool.match(chain([1] * 4))
+    pool.share(shared)
+    pool.share(shared)
+    pool.release(shared)
+    assert pool.num_used == 1
+    assert pool.allocate(2) is None
+    pool.release(shared)
+    assert pool.num_used == 0
 
 
-@pytest.mark.gpu
-def test_a_gpu_cache_holds_the_same_rows() -> None:
-    cache = KVCache(SHAPE, num_slots=2, max_len=64, capacity_tokens=128, device="cuda")
-    assert cache.layers.device.type == "cuda"
+@given(st.integers(0, 10_000))
+def test_no_block_is_ever_given_to_two_or_lost(seed: int) -> None:
+    rng = random.Random(seed)
+    pool = BlockPool(12, block_tokens=2)
+    held: list[tuple[list[int], list[bytes]]] = []
+    content: dict[int, bytes] = {}
+    for _ in range(60):
+        if held and rng.random() < 0.45:
+            blocks, _ = held.pop(rng.randrange(len(held)))
+            (pool.release if rng.random() < 0.8 else pool.discard)(blocks)
+            continue
+        tokens = [rng.randrange(2) for _ in range(2 * rng.randrange(1, 7))]
+        digests = chain(tokens, block_tokens=2)
+        shared = pool.match(digests)
+        assert [content[block] for block in shared] == digests[: len(shared)]
+        pool.share(shared)
+        taken = pool.allocate(len(digests) - len(shared))
+        if taken is None:
+            pool.release(shared)
+            continue
+        in_use = {block for blocks, _ in held for block in blocks}
+        assert not in_use & set(taken)
+        for block, digest in zip(taken, digests[len(shared) :], strict=True):
+            content[block] = digest
+            pool.publish(block, digest)
+        held.append((shared + taken, digests))
+        assert pool.num_used == len({block for blocks, _ in held for block in blocks})
+    for blocks, _ in held:
+        pool.release(blocks)
+    assert pool.num_used == 0
+    assert pool.num_free == 12
+
+
+@given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
+def test_common_prefix_is_the_longest(left: list[int], right: list[int]) -> None:
+    length = common_prefix(left, right)
+    assert left[:length] == right[:length]
+    assert length == min(len(left), len(right)) or left[length] != right[length]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from deepseek.core.requests import GenerateRequest, SamplingParams
-from deepseek.engine.sampling import history, sample
+from deepseek.core.requests import GenerateRequest, SamplingParams, TokenLogprobs
+from deepseek.engine.batch_scheduler import Part
+from deepseek.engine.sampling import describe, draw, history
 from deepseek.engine.sequence import Sequence
 
 PROBS = [0.5, 0.25, 0.15, 0.07, 0.03]
@@ -30,6 +31,24 @@ def make_sequence(prompt: list[int] | None = None, **params: Any) -> Sequence:
 
 def logits(probs: list[float] = PROBS) -> torch.Tensor:
     return torch.tensor([probs]).log()
+
+
+def sample(
+    logits: torch.Tensor, sequences: list[Sequence], *, eos_token_ids: list[int]
+) -> tuple[list[int], list[TokenLogprobs | None]]:
+    """Draw a token for each sequence and append it, as a step does."""
+    parts = [Part(sequence, len(sequence.tokens) - 1, 1, 1) for sequence in sequences]
+    for sequence in sequences:
+        sequence.num_in_flight = 1
+    drawn = draw(logits, parts, eos_token_ids=eos_token_ids)
+    tokens: list[int] = drawn.tokens.tolist()
+    scores: list[TokenLogprobs | None] = []
+    for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+        sequence.num_in_flight = 0
+        sequence.tokens.append(token)
+        num_top = sequence.sampling.num_logprobs
+        scores.append(None if num_top is None else describe(drawn.logprobs[row], token, num_top))
+    return tokens, scores
 
 
 def draws(count: int = 4000, **params: Any) -> dict[int, float]:
@@ -130,7 +149,6 @@ def test_a_logit_bias_can_force_and_forbid() -> None:
 def test_no_end_is_drawn_before_min_tokens() -> None:
     sequence = make_sequence(temperature=0.0, min_tokens=1)
     assert sample(logits(), [sequence], eos_token_ids=[0])[0] == [1]
-    sequence.tokens.append(1)
     assert sample(logits(), [sequence], eos_token_ids=[0])[0] == [0]
 
 
@@ -142,3 +160,11 @@ def test_logprobs_are_the_models_own_before_temperature_and_filters() -> None:
     assert scores[0].chosen == pytest.approx(math.log(0.03), abs=1e-5)
     assert [token for token, _ in scores[0].top] == [0, 1]
     assert scores[0].top[0][1] == pytest.approx(math.log(0.5), abs=1e-5)
+
+
+def test_a_place_in_the_answer_has_one_number_however_often_it_is_drawn() -> None:
+    """A rejected guess and a second computation after a preemption change nothing."""
+    sequence, twin = make_sequence(seed=5), make_sequence(seed=5)
+    numbers = [sequence.uniform(place) for place in (3, 0, 3, 1, 2, 0)]
+    ordered = [twin.uniform(place) for place in range(4)]
+    assert numbers == [ordered[place] for place in (3, 0, 3, 1, 2, 0)]

@@ -36,6 +36,10 @@ def edit_json(file: Path, **changes: Any) -> None:
         ("tiny_qwen2_dir", "Qwen2ForCausalLM"),
         ("tiny_qwen3_dir", "Qwen3ForCausalLM"),
         ("tiny_gpt2_dir", "GPT2LMHeadModel"),
+        ("tiny_qwen3_moe_dir", "Qwen3MoeForCausalLM"),
+        ("tiny_mixtral_dir", "MixtralForCausalLM"),
+        ("tiny_deepseek_v2_dir", "DeepseekV2ForCausalLM"),
+        ("tiny_deepseek_v3_dir", "DeepseekV3ForCausalLM"),
     ],
 )
 def test_a_decoder_is_there_to_generate(

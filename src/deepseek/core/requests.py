@@ -64,6 +64,8 @@ class GenerateRequest:
     model: str
     prompt_token_ids: list[int]
     sampling: SamplingParams
+    adapter: str | None = None
+    """Name of a LoRA adapter loaded for the model; None: the model as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

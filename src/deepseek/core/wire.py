@@ -30,6 +30,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     max_model_len: int | None = None
     share: float = 1.0
+    quantization: str | None = None
+    speculation: str | None = None
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

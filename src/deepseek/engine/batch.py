@@ -59,13 +59,13 @@ class StepBatch:
     positions: torch.Tensor
     """(rows,) int64"""
     kv_rows: torch.Tensor
-    """(rows,) int64: `block * block_tokens + offset` where the row's keys and values go; -1: none."""
+    """(rows,) int64: `block * block_tokens + offset` of the row's keys and values; -1: none."""
     query_starts: torch.Tensor
     """(sequences + 1,) int32: first row of each sequence, then the number of rows."""
     context_lens: torch.Tensor
     """(sequences,) int32: tokens of each sequence after this step."""
     block_tables: torch.Tensor
-    """(sequences, max_blocks) int32; entries past a sequence's context are arbitrary valid blocks."""
+    """(sequences, max_blocks) int32; entries past a sequence's context are any valid blocks."""
     num_decodes: int
     """How many sequences, from the first, have exactly one row."""
     max_query_rows: int

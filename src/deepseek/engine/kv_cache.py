@@ -1,214 +1,124 @@
-"""Attention state in contiguous slots whose physical memory comes and goes with their length.
+"""Which block of attention state belongs to whom: allocation, sharing, prefix reuse, eviction.
 
-Each sequence owns a slot: a run of `max_len` token rows in every layer, contiguous in *virtual*
-memory. On a CPU the operating system gives physical pages when a row is first written and takes
-them back with `madvise`, so attention kernels read plain strided tensors (no block table, no
-gather) while memory is still paged. The idea is vAttention's (arXiv:2405.04437), with the kernel's
-own demand paging in place of the CUDA driver's.
-
-A finished sequence's slot stays *cached*: a later prompt that starts with the same tokens takes the
-rows over (in place, or by copying them). Cached slots give way, least recently used first, when
-running sequences need memory. Residency is counted in tokens and never exceeds `capacity_tokens`.
+Pure bookkeeping: no tensor, no device. A block holds the rows of `block_tokens` consecutive tokens.
+A full block is published under a digest of everything up to its end (SHA-256, chained from block
+to block, so equal digests mean equal prefixes); a later prompt that begins alike shares it. Blocks
+that nobody uses stay published until their memory is needed and go least recently used first, the
+end of a prefix before its beginning (PagedAttention, arXiv:2309.06180; the block rule of vLLM).
 """
 
-import math
-import mmap
-from dataclasses import dataclass, field
-from typing import Any
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
 
-import torch
-
-MIN_REUSE_TOKENS = 16
-"""Shorter common prefixes are not worth a copy."""
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
+DEFAULT_BLOCK_TOKENS = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KVShape:
-    """Size of one model's attention state."""
+class BlockPool:
+    """The blocks of one model."""
 
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-    @property
-    def row_width(self) -> int:
-        """Elements of one token in one layer: keys of all heads, then values of all heads."""
-        return 2 * self.num_kv_heads * self.head_dim
+    def __init__(self, num_blocks: int, *, block_tokens: int = DEFAULT_BLOCK_TOKENS) -> None:
+        """Start with every block free and blank."""
+        self.num_blocks = num_blocks
+        self.block_tokens = block_tokens
+        # Blank blocks are taken from the end: the lowest first, so that memory is touched late.
+        self._blank = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        """Published blocks without a user, least recently used first."""
+        self._users = [0] * num_blocks
+        self._digests: list[bytes | None] = [None] * num_blocks
+        self._published: dict[bytes, int] = {}
 
     @property
-    def row_bytes(self) -> int:
-        return self.row_width * self.dtype.itemsize
+    def num_free(self) -> int:
+        """Blocks that `allocate` could give now, cached ones included."""
+        return len(self._blank) + len(self._cached)
 
     @property
-    def token_bytes(self) -> int:
-        """Bytes of one token over all layers."""
-        return self.num_layers * self.row_bytes
+    def num_used(self) -> int:
+        return self.num_blocks - self.num_free
 
+    @property
+    def num_cached(self) -> int:
+        """Blocks kept for reuse only."""
+        return len(self._cached)
 
-@dataclass(slots=True, kw_only=True)
-class Slot:
-    """One contiguous run of rows, and what it holds."""
+    def match(self, digests: Sequence[bytes]) -> list[int]:
+        """Return the blocks of the longest published prefix of a chain; takes none of them."""
+        found: list[int] = []
+        for digest in digests:
+            block = self._published.get(digest)
+            if block is None:
+                break
+            found.append(block)
+        return found
 
-    index: int
-    tokens: list[int] = field(default_factory=list)
-    """Tokens whose rows are valid, in order."""
-    resident_tokens: int = 0
-    """High-water mark of rows written since the slot's memory was last given back."""
-    in_use: bool = False
-    last_used: int = 0
+    def share(self, blocks: Sequence[int]) -> None:
+        """Become a user of published blocks."""
+        for block in blocks:
+            if self._users[block] == 0:
+                del self._cached[block]
+            self._users[block] += 1
 
+    def allocate(self, count: int) -> list[int] | None:
+        """Take `count` blocks, evicting cached ones; None, and nothing changed, if there are fewer.
 
-class KVCache:
-    """The slots of one model."""
-
-    def __init__(
-        self, shape: KVShape, *, num_slots: int, max_len: int, capacity_tokens: int, device: str
-    ) -> None:
-        """Reserve address space for `num_slots` x `max_len` rows per layer.
-
-        On a GPU, where memory is not paged on demand, the rows are allocated at once; the caller
-        sizes `num_slots` accordingly.
+        Their content is what the last user left.
         """
-        self.shape = shape
-        self.max_len = max_len
-        self.capacity_tokens = capacity_tokens
-        # Slots start on page boundaries so that one slot's pages can be given back alone.
-        granule = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, shape.row_bytes)
-        self._stride = -(-max_len // granule) * granule
-        self._slots = [Slot(index=i) for i in range(num_slots)]
-        self._clock = 0
-        self._resident_tokens = 0
-        self._memory: mmap.mmap | None = None
-        rows = shape.num_layers * num_slots * self._stride
-        if device == "cpu":
-            self._memory = _reserve(rows * shape.row_bytes)
-            flat = torch.frombuffer(self._memory, dtype=shape.dtype)
-        else:
-            flat = torch.zeros(rows * shape.row_width, dtype=shape.dtype, device=device)
-        self.layers = flat.view(shape.num_layers, num_slots * self._stride, shape.row_width)
-        self._by_slot = flat.view(shape.num_layers, num_slots, self._stride, shape.row_width)
-        heads = (shape.num_layers, num_slots, self._stride, shape.num_kv_heads, shape.head_dim)
-        keys, values = self._by_slot.chunk(2, dim=-1)
-        # (slots, heads, rows, head_dim) per layer: the layout attention kernels read.
-        self.keys = list(keys.view(heads).transpose(2, 3).unbind(0))
-        self.values = list(values.view(heads).transpose(2, 3).unbind(0))
-
-    def row(self, slot: Slot, position: int) -> int:
-        """Return the index of a token's row in `layers[i]`."""
-        return slot.index * self._stride + position
-
-    @property
-    def resident_tokens(self) -> int:
-        """Rows that hold memory; counted along, since every sequence asks in every step."""
-        return self._resident_tokens
-
-    @property
-    def used_tokens(self) -> int:
-        """Tokens resident for running sequences."""
-        return sum(slot.resident_tokens for slot in self._slots if slot.in_use)
-
-    def acquire(self, tokens: list[int]) -> tuple[Slot, int] | None:
-        """Take a slot for a sequence; return it and how many of `tokens` it already holds.
-
-        None when every slot is in use. The last token is never counted as held: its row must be
-        computed to obtain logits.
-        """
-        source, num_shared = self.longest_prefix(tokens)
-        num_shared = min(num_shared, len(tokens) - 1)
-        self._clock += 1
-        if source is None or num_shared < MIN_REUSE_TOKENS:
-            slot = self._free_slot(keep=None)
-            if slot is not None:
-                self._take(slot, [])
-            return None if slot is None else (slot, 0)
-        if not source.in_use and 2 * num_shared >= len(source.tokens):
-            self._take(source, source.tokens[:num_shared])
-            return source, num_shared
-        slot = self._free_slot(keep=source)
-        if slot is None:
+        if count > self.num_free:
             return None
-        self._take(slot, [])
-        if not self._reserve_beside(source, slot, num_shared):
-            return slot, 0
-        self._by_slot[:, slot.index, :num_shared] = self._by_slot[:, source.index, :num_shared]
-        source.last_used = self._clock
-        slot.tokens = source.tokens[:num_shared]
-        return slot, num_shared
+        taken: list[int] = []
+        for _ in range(count):
+            if self._blank:
+                block = self._blank.pop()
+            else:
+                block, _ = self._cached.popitem(last=False)
+                self._unpublish(block)
+            self._users[block] = 1
+            taken.append(block)
+        return taken
 
-    def longest_prefix(self, tokens: list[int]) -> tuple[Slot | None, int]:
-        """Return the slot that shares the longest prefix with `tokens`, and its length."""
-        best, best_len = None, 0
-        for slot in self._slots:
-            if (
-                len(slot.tokens) > best_len
-                and slot.tokens[: best_len + 1] == tokens[: best_len + 1]
-            ):
-                best, best_len = slot, common_prefix(slot.tokens, tokens)
-        return best, best_len
+    def release(self, blocks: Sequence[int]) -> None:
+        """Stop using a sequence's blocks, given in order; published ones stay for reuse."""
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if self._users[block]:
+                continue
+            if self._digests[block] is None:
+                self._blank.append(block)
+            else:
+                self._cached[block] = None
 
-    def reserve(self, slot: Slot, length: int) -> bool:
-        """Make room for `length` rows, evicting cached slots; False if there is none."""
-        growth = length - slot.resident_tokens
-        if growth <= 0:
-            return True
-        missing = self._resident_tokens + growth - self.capacity_tokens
-        if missing > 0:
-            cached = [s for s in self._slots if s.resident_tokens and not s.in_use]
-            if sum(s.resident_tokens for s in cached) < missing:
-                return False
-            for victim in sorted(cached, key=lambda s: s.last_used):
-                if missing <= 0:
-                    break
-                missing -= victim.resident_tokens
-                self.evict(victim)
-        slot.resident_tokens = length
-        self._resident_tokens += growth
-        return True
+    def publish(self, block: int, digest: bytes) -> None:
+        """Let others share a full block; a digest that is published already keeps its block."""
+        if self._digests[block] is None and digest not in self._published:
+            self._published[digest] = block
+            self._digests[block] = digest
 
-    def release(self, slot: Slot) -> None:
-        """End a sequence; its rows stay for reuse until the memory is needed."""
-        self._clock += 1
-        slot.in_use = False
-        slot.last_used = self._clock
-        if len(slot.tokens) < MIN_REUSE_TOKENS:
-            self.evict(slot)
+    def discard(self, blocks: Sequence[int]) -> None:
+        """Release blocks whose content is not trusted: nobody finds them again."""
+        for block in blocks:
+            self._unpublish(block)
+        self.release(blocks)
 
-    def evict(self, slot: Slot) -> None:
-        """Forget a slot's rows and give their memory back."""
-        slot.tokens = []
-        self._resident_tokens -= slot.resident_tokens
-        slot.resident_tokens = 0
-        if self._memory is None:
-            return
-        length = self._stride * self.shape.row_bytes
-        for layer in range(self.shape.num_layers):
-            start = (layer * len(self._slots) + slot.index) * length
-            self._memory.madvise(mmap.MADV_DONTNEED, start, length)
+    def _unpublish(self, block: int) -> None:
+        digest, self._digests[block] = self._digests[block], None
+        if digest is not None:
+            del self._published[digest]
 
-    def _reserve_beside(self, source: Slot, slot: Slot, length: int) -> bool:
-        """Reserve without evicting the slot that is about to be copied."""
-        was_in_use, source.in_use = source.in_use, True
-        try:
-            return self.reserve(slot, length)
-        finally:
-            source.in_use = was_in_use
 
-    def _take(self, slot: Slot, tokens: list[int]) -> None:
-        slot.in_use = True
-        slot.tokens = tokens
-        slot.last_used = self._clock
+def extend_digests(
+    digests: list[bytes], tokens: Sequence[int], *, block_tokens: int, salt: bytes = b""
+) -> None:
+    """Append the digests of the full blocks of `tokens` that are not in the chain yet.
 
-    def _free_slot(self, *, keep: Slot | None) -> Slot | None:
-        """Return an empty slot, the lowest first (neighbours make one attention call), else LRU."""
-        free = [s for s in self._slots if not s.in_use and s is not keep]
-        if not free:
-            return None
-        slot = min(free, key=lambda s: (bool(s.tokens), s.last_used if s.tokens else s.index))
-        if slot.resident_tokens:
-            self.evict(slot)
-        return slot
+    `salt` keeps apart what must never be shared (another adapter's state for the same tokens).
+    """
+    for start in range(len(digests) * block_tokens, len(tokens) - block_tokens + 1, block_tokens):
+        digest = hashlib.sha256(digests[-1] if digests else salt)
+        digest.update(array("I", tokens[start : start + block_tokens]).tobytes())
+        digests.append(digest.digest())
 
 
 def common_prefix(left: list[int], right: list[int]) -> int:
@@ -221,15 +131,3 @@ def common_prefix(left: list[int], right: list[int]) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _reserve(num_bytes: int) -> mmap.mmap:
-    """Map zero pages that take no memory until they are written."""
-    flags: dict[str, Any] = {}
-    if hasattr(mmap, "MAP_PRIVATE"):
-        flags["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    memory = mmap.mmap(-1, num_bytes, **flags)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        # A huge page would make 2 MiB resident for one row.
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return memory

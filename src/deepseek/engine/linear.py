@@ -1,12 +1,23 @@
 """Linear layers with weights laid out for the device before the first token."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
 
+from deepseek.core.errors import ConfigurationError
+from deepseek.engine.quantized_linear import make_int8_linear
+
 _PACKING_ROWS = 16
 """Batch size the packed layout is chosen for; the layout serves every size."""
+
+
+class LinearFactory(Protocol):
+    """Makes the layer that computes with a given weight; see `make_linear`."""
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
+        """Return a module that maps (..., in) to (..., out) for a weight (out, in)."""
+        ...
 
 
 class PackedLinear(torch.nn.Module):
@@ -62,3 +73,12 @@ def pack_linears(module: torch.nn.Module) -> None:
             setattr(module, name, packed)
         else:
             pack_linears(child)
+
+
+def linear_factory(quantization: str | None) -> LinearFactory:
+    """Return what makes a model's layers: as stored (None), or in INT8 (`int8`)."""
+    if quantization is None:
+        return make_linear
+    if quantization == "int8":
+        return make_int8_linear
+    raise ConfigurationError(f"quantization {quantization!r} is unknown; known: int8")

@@ -11,18 +11,22 @@ from deepseek.core.errors import ConfigurationError, DeepseekError
 from deepseek.core.requests import Task
 from deepseek.core.wire import ModelInfo, ModelSpec, WorkerSpec
 from deepseek.engine.base import Engine
+from deepseek.engine.batch_scheduler import BatchScheduler
 from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.engines.encoder import EncoderEngine
 from deepseek.engine.grammar import GrammarCompiler
-from deepseek.engine.kv_cache import KVCache
+from deepseek.engine.kv_cache import DEFAULT_BLOCK_TOKENS, BlockPool
+from deepseek.engine.kv_storage import KVStorage
+from deepseek.engine.linear import linear_factory
 from deepseek.engine.models.encoder import Encoder
 from deepseek.engine.models.registry import load_decoder
+from deepseek.engine.ops.registry import make_ops
+from deepseek.engine.runner import CpuRunner
+from deepseek.engine.speculation import Speculation
 from deepseek.weights.model_directory import ModelDirectory, open_model_directory
 
 logger = logging.getLogger(__name__)
 
-SLOTS_PER_RUNNING = 2
-"""Slots per concurrent generation: the second half keeps prefixes of finished ones."""
 MIN_CONTEXT_TOKENS = 16
 
 
@@ -86,25 +90,25 @@ def _load_decoder(
     dtype: torch.dtype,
     device: str,
 ) -> tuple[DecoderEngine, int, int]:
-    decoder = load_decoder(directory.path, dtype=dtype, device=device)
+    decoder = load_decoder(
+        directory.path,
+        dtype=dtype,
+        device=device,
+        ops=make_ops(device),
+        linear_factory=linear_factory(model.quantization),
+    )
     shares = sum(m.share for m in spec.models if m.task is Task.GENERATE)
     budget = int(spec.kv_cache_bytes * model.share / shares)
-    capacity = budget // decoder.kv_shape.token_bytes
+    num_blocks = budget // (decoder.kv_shape.token_bytes * DEFAULT_BLOCK_TOKENS)
+    capacity = num_blocks * DEFAULT_BLOCK_TOKENS
     max_len = min(decoder.max_positions, model.max_model_len or decoder.max_positions, capacity)
     if max_len < MIN_CONTEXT_TOKENS:
         raise ConfigurationError(
             f"pools.{spec.pool}.kv_cache_bytes: {budget} bytes hold {capacity} tokens of model "
             f"{model.name!r}, {decoder.kv_shape.token_bytes} bytes each; give it more"
         )
-    num_slots = spec.max_running * SLOTS_PER_RUNNING
-    if device != "cpu":
-        num_slots = max(1, min(num_slots, capacity // max_len))
-    cache = KVCache(
-        decoder.kv_shape,
-        num_slots=num_slots,
-        max_len=max_len,
-        capacity_tokens=capacity,
-        device=device,
+    storage = KVStorage(
+        decoder.kv_shape, num_blocks=num_blocks, block_tokens=DEFAULT_BLOCK_TOKENS, device=device
     )
     grammars = GrammarCompiler(
         directory.path, vocab_size=decoder.vocab_size, eos_token_ids=directory.eos_token_ids
@@ -112,12 +116,17 @@ def _load_decoder(
     grammars.warm_up()
     engine = DecoderEngine(
         model.name,
-        decoder,
-        cache,
+        CpuRunner(decoder, storage, eos_token_ids=directory.eos_token_ids),
+        BatchScheduler(
+            BlockPool(num_blocks, block_tokens=DEFAULT_BLOCK_TOKENS),
+            max_step_tokens=spec.max_step_tokens,
+            max_running=spec.max_running,
+        ),
         grammars=grammars,
         eos_token_ids=directory.eos_token_ids,
-        max_step_tokens=spec.max_step_tokens,
-        max_running=spec.max_running,
+        vocab_size=decoder.vocab_size,
+        max_model_len=max_len,
+        speculation=Speculation() if model.speculation == "prompt-lookup" else None,
     )
     return engine, 0, decoder.vocab_size
 

@@ -2,12 +2,15 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
-from deepseek.core.requests import GenerateRequest
+from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.engine.grammar import GrammarMatcher
-from deepseek.engine.kv_cache import Slot
+
+if TYPE_CHECKING:
+    from deepseek.engine.speculation import Lookup
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,25 +30,50 @@ class TokenHistory:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
-    """A request, its tokens so far, and how many of them the KV cache holds."""
+    """A request, its tokens so far, and what of them the KV cache holds.
+
+    Steps may run ahead of their results: `num_scheduled` counts rows given to steps, finished or
+    not, and `num_in_flight` the tokens that those steps will yield and that nobody has seen yet.
+    """
 
     request: GenerateRequest
     tokens: list[int]
     """Prompt, then answer."""
     num_prompt: int
-    slot: Slot | None = None
-    num_computed: int = 0
+    salt: bytes = b""
+    """Keeps the KV blocks of different adapters apart."""
+    adapter: int = 0
+    """Index of the LoRA adapter; 0: none."""
+    blocks: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    """Digests of the full blocks of `tokens`, as far as they have been needed."""
+    num_published: int = 0
+    """Blocks, from the first, that have been published."""
+    num_scheduled: int = 0
+    num_in_flight: int = 0
     num_cached: int = 0
     """Prompt tokens that the prefix cache gave at the first admission."""
-    reported: bool = False
+    is_reported: bool = False
     """True once a delta has told the caller `num_cached`."""
+    is_running: bool = False
+    """True between admission and the end, or preemption."""
+    is_over: bool = False
+    """Finished, failed or aborted; results still in flight are dropped."""
     generator: random.Random = field(default_factory=random.Random)
+    uniforms: list[float] = field(default_factory=list)
+    """What `generator` has given, by place in the answer."""
     matcher: GrammarMatcher | None = None
     history: TokenHistory | None = None
+    lookup: "Lookup | None" = None
+    """N-grams of the tokens, where drafts are made."""
 
     @property
     def id(self) -> int:
         return self.request.id
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.request.sampling
 
     @property
     def num_output(self) -> int:
@@ -53,5 +81,24 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens still to be run through the model: 1 while decoding."""
-        return len(self.tokens) - self.num_computed
+        """Rows still to be given to a step: 1 while decoding."""
+        return len(self.tokens) + self.num_in_flight - self.num_scheduled
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.num_pending == 1 and self.num_output + self.num_in_flight > 0
+
+    @property
+    def needs_last_token(self) -> bool:
+        """True where the next draw depends on the token before it in ways only the host knows."""
+        return self.matcher is not None or self.history is not None
+
+    def uniform(self, place: int) -> float:
+        """Return the number in [0, 1) that draws the answer's token at `place`.
+
+        It depends on the place alone, so that a guessed and rejected token, or a second computation
+        after a preemption, changes nothing.
+        """
+        while len(self.uniforms) <= place:
+            self.uniforms.append(self.generator.random())
+        return self.uniforms[place]

@@ -20,6 +20,12 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; `auto` (default): bfloat16 where the device computes in it,
     else float32."""
+    quantization: Literal["int8"] | None = None
+    """`int8`: weights of language models in INT8 with one scale per output channel, activations
+    quantised row by row as they come; default: as `dtype` says."""
+    speculation: Literal["prompt-lookup"] | None = None
+    """`prompt-lookup`: guess tokens from the text so far and verify several in one step, where that
+    has been paying; exact. Default: off."""
     max_model_len: int | None = Field(default=None, ge=8)
     """Tokens of prompt and answer together; default: the model's own limit."""
     share: float = Field(default=1.0, gt=0, le=1000)

@@ -36,6 +36,10 @@ DECODER_ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "GPT2LMHeadModel",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
 )
 ENCODER_MODEL_TYPES = (
     "bert",

@@ -1,30 +1,34 @@
 """What the decoder engine asks of a model family."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-from deepseek.engine.attention import AttentionPlan
-from deepseek.engine.kv_cache import KVShape
+from deepseek.engine.batch import KVShape, LayerKV, StepBatch
 from deepseek.engine.models.checkpoint import Checkpoint
+from deepseek.engine.ops.base import Ops
 
 
 class Decoder(Protocol):
-    """A causal language model whose attention state lives outside of it."""
+    """A causal language model whose attention state lives outside of it.
 
-    num_heads: int
+    Model code is written in `Ops` and linear layers and takes no decision that depends on a
+    tensor's values, so that a step can be captured in a CUDA graph.
+    """
+
     vocab_size: int
     max_positions: int
     kv_shape: KVShape
 
-    def __init__(self, checkpoint: Checkpoint) -> None: ...
+    def __init__(self, checkpoint: Checkpoint, ops: Ops) -> None: ...
 
-    def hidden(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan
+    def forward(
+        self, batch: StepBatch, layers: Sequence[LayerKV], *, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return (rows, hidden) for (rows,) ids at (rows,) positions; `plan` keeps the state."""
-        ...
+        """Run a step: store its keys and values in `layers`, return logits.
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return (rows, vocab_size) float32 logits."""
+        `rows` are the int64 indices of the rows whose logits are due; None: of all rows. Returns
+        (due rows, vocab_size) in the model's number format.
+        """
         ...

@@ -9,14 +9,23 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from deepseek.core.errors import CorruptWeights, ModelSourceError
-from deepseek.engine.linear import make_linear
+from deepseek.engine.linear import LinearFactory, make_linear
+from deepseek.engine.models.projection import Projection
 
 
 class Checkpoint:
     """One directory's config and tensors, converted to a number format and device on reading."""
 
-    def __init__(self, path: Path, *, dtype: torch.dtype, device: str) -> None:
-        """Open the files; tensors are read when asked for."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dtype: torch.dtype,
+        device: str,
+        linear_factory: LinearFactory = make_linear,
+    ) -> None:
+        """Open the files; tensors are read when asked for, layers made by `linear_factory`."""
+        self._linear_factory = linear_factory
         self.path = path
         self.dtype = dtype
         self.device = device
@@ -53,7 +62,7 @@ class Checkpoint:
 
     def linear(
         self, *names: str, in_features: int, out_features: tuple[int, ...], transposed: bool = False
-    ) -> torch.nn.Module:
+    ) -> Projection:
         """Return one layer that computes the named layers side by side.
 
         Names are without `.weight`; biases are taken where the checkpoint has them. `transposed`
@@ -68,7 +77,14 @@ class Checkpoint:
         if self.has(f"{names[0]}.bias"):
             pairs = zip(names, out_features, strict=True)
             bias = torch.cat([self.tensor(f"{name}.bias", (out,)) for name, out in pairs])
-        return make_linear(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        return Projection(
+            self._linear_factory(weight, bias), names=names, out_features=out_features
+        )
+
+    def head(self, weight: torch.Tensor) -> torch.nn.Module:
+        """Return the layer that makes logits, (vocab, hidden); no adapter changes it."""
+        return self._linear_factory(weight)
 
     def _weight_files(self) -> list[Path]:
         index = self.path / "model.safetensors.index.json"

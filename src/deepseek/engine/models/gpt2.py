@@ -1,29 +1,30 @@
 """GPT-2: learned positions, LayerNorm, GELU, weights stored (in, out)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import embedding, layer_norm
 from transformers.activations import ACT2FN
 
-from deepseek.engine.attention import AttentionPlan
-from deepseek.engine.kv_cache import KVShape
-from deepseek.engine.linear import make_linear
+from deepseek.engine.batch import KVShape, LayerKV, StepBatch
 from deepseek.engine.models.checkpoint import Checkpoint
+from deepseek.engine.ops.base import Ops
 
 
 class GPT2Decoder:
     """Pre-norm decoder with learned positions."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, ops: Ops) -> None:
         """Read every tensor; checkpoints of the bare model have no `transformer.` prefix."""
         config = checkpoint.config
-        self.num_heads: int = config.n_head
         self.vocab_size: int = config.vocab_size
         self.max_positions: int = config.n_positions
         width = config.n_embd
         self.kv_shape = KVShape(
             num_layers=config.n_layer,
             num_kv_heads=config.n_head,
-            head_dim=width // config.n_head,
+            key_dim=width // config.n_head,
+            value_dim=width // config.n_head,
             dtype=checkpoint.dtype,
         )
         self._eps: float = config.layer_norm_epsilon
@@ -31,27 +32,31 @@ class GPT2Decoder:
         self._tokens = checkpoint.tensor(f"{prefix}wte.weight", (config.vocab_size, width))
         self._positions = checkpoint.tensor(f"{prefix}wpe.weight", (config.n_positions, width))
         self._norm = _Norm(checkpoint, f"{prefix}ln_f", self._eps)
-        self._layers = [_Layer(checkpoint, f"{prefix}h.{i}") for i in range(config.n_layer)]
+        self._layers = [_Layer(checkpoint, ops, f"{prefix}h.{i}") for i in range(config.n_layer)]
         untied = checkpoint.has("lm_head.weight") and not config.tie_word_embeddings
-        self._head = make_linear(checkpoint.tensor("lm_head.weight") if untied else self._tokens)
+        self._head = checkpoint.head(
+            checkpoint.tensor("lm_head.weight") if untied else self._tokens
+        )
 
-    def hidden(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, plan: AttentionPlan
+    def forward(
+        self, batch: StepBatch, layers: Sequence[LayerKV], *, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return (rows, hidden) before the final norm."""
-        states = embedding(token_ids, self._tokens) + embedding(positions, self._positions)
-        for index, layer in enumerate(self._layers):
-            states = layer.forward(index, states, plan)
-        return states
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return (rows, vocab_size) in float32."""
-        return self._head(self._norm(hidden)).float()
+        """Return the logits of the due rows."""
+        states = embedding(batch.token_ids, self._tokens)
+        states = states + embedding(batch.positions, self._positions)
+        for layer, kv in zip(self._layers, layers, strict=True):
+            states = layer.forward(states, batch, kv)
+        if rows is not None:
+            states = states[rows]
+        logits: torch.Tensor = self._head(self._norm(states))
+        return logits
 
 
 class _Layer:
-    def __init__(self, checkpoint: Checkpoint, prefix: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, ops: Ops, prefix: str) -> None:
         config = checkpoint.config
+        self._ops = ops
+        self._num_heads: int = config.n_head
         width = config.n_embd
         inner = config.n_inner or 4 * width
         self._attn_norm = _Norm(checkpoint, f"{prefix}.ln_1", config.layer_norm_epsilon)
@@ -69,13 +74,16 @@ class _Layer:
             f"{prefix}.mlp.c_proj", in_features=inner, out_features=(width,), transposed=True
         )
         self._act = ACT2FN[config.activation_function]
-        self._width = width
 
-    def forward(self, index: int, states: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-        qkv = self._qkv(self._attn_norm(states))
-        attended = plan.attend(index, qkv[:, : self._width], qkv[:, self._width :])
-        states = states + self._out(attended)
-        down: torch.Tensor = self._down(self._act(self._up(self._mlp_norm(states))))
+    def forward(self, states: torch.Tensor, batch: StepBatch, kv: LayerKV) -> torch.Tensor:
+        adapters = batch.adapters
+        qkv = self._qkv(self._attn_norm(states), adapters)
+        queries, keys, values = qkv.view(len(qkv), 3, self._num_heads, -1).unbind(1)
+        self._ops.store(keys, values, batch, kv)
+        attended = self._ops.attend(queries, batch, kv, scale=queries.shape[-1] ** -0.5)
+        states = states + self._out(attended, adapters)
+        inner = self._act(self._up(self._mlp_norm(states), adapters))
+        down: torch.Tensor = self._down(inner, adapters)
         return states + down
 
 

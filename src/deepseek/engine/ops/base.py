@@ -1,6 +1,6 @@
 """The plug-in point of the models: fused operations, implemented once per kind of device.
 
-`reference` is exact, plain torch, and runs anywhere; `native` is C++ for CPUs; `triton` is for GPUs.
+`reference` is plain torch and runs anywhere; `native` is C++ for CPUs; `triton` is for GPUs.
 One contract suite holds all of them to the reference (tests/engine/ops).
 """
 
@@ -26,7 +26,7 @@ class Ops(Protocol):
     def add_rms_norm(
         self, states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
-        """Add `states` to `residual` in place and return the norm of the sum; both (rows, width)."""
+        """Add `states` to `residual` in place, return the norm of the sum; both (rows, width)."""
         ...
 
     def gated_silu(self, gate_up: torch.Tensor) -> torch.Tensor:

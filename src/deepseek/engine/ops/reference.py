@@ -1,5 +1,7 @@
 """Plain torch: exact, slow, and what the other implementations are tested against."""
 
+from itertools import pairwise
+
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
@@ -42,9 +44,7 @@ class ReferenceOps:
             queries = rms_norm(queries, (dim,), head_norms[0].float(), eps)
             keys = rms_norm(keys, (dim,), head_norms[1].float(), eps)
         cos, sin = rotary[batch.positions].unsqueeze(1).chunk(2, dim=-1)
-        self.store(
-            rotated(keys, cos, sin).to(qkv.dtype), values.to(qkv.dtype), batch, kv
-        )
+        self.store(rotated(keys, cos, sin).to(qkv.dtype), values.to(qkv.dtype), batch, kv)
         return rotated(queries, cos, sin).to(qkv.dtype)
 
     def store(
@@ -87,7 +87,7 @@ class ReferenceOps:
         query, keys, values = qkv.view(num_tokens, 3, num_heads, -1).float().unbind(1)
         out = torch.empty_like(query)
         bounds = starts.tolist()
-        for first, end in zip(bounds, bounds[1:], strict=False):
+        for first, end in pairwise(bounds):
             part = slice(first, end)
             attended = scaled_dot_product_attention(
                 query[part].transpose(0, 1)[None],

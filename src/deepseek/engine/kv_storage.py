@@ -1,0 +1,44 @@
+"""The memory behind a `BlockPool`: one tensor of keys and one of values for each layer."""
+
+import mmap
+from typing import Any
+
+import torch
+
+from deepseek.engine.batch import KVShape, LayerKV
+
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
+
+
+class KVStorage:
+    """Paged attention state of one model on one device."""
+
+    def __init__(self, shape: KVShape, *, num_blocks: int, block_tokens: int, device: str) -> None:
+        """Reserve the blocks. On a CPU physical memory is taken when a block is first written."""
+        self.num_blocks = num_blocks
+        self.block_tokens = block_tokens
+        rows = num_blocks * block_tokens * shape.num_kv_heads
+        widths = [shape.key_dim] if shape.values_in_keys else [shape.key_dim, shape.value_dim]
+        total = shape.num_layers * rows * sum(widths)
+        if device == "cpu":
+            flat = torch.frombuffer(_reserve(total * shape.dtype.itemsize), dtype=shape.dtype)
+        else:
+            flat = torch.zeros(total, dtype=shape.dtype, device=device)
+        self.layers: list[LayerKV] = []
+        for layer in flat.chunk(shape.num_layers):
+            parts = [
+                part.view(num_blocks, shape.num_kv_heads, block_tokens, width)
+                for part, width in zip(
+                    layer.split([rows * width for width in widths]), widths, strict=True
+                )
+            ]
+            values = parts[0][..., : shape.value_dim] if shape.values_in_keys else parts[1]
+            self.layers.append(LayerKV(parts[0], values))
+
+
+def _reserve(num_bytes: int) -> mmap.mmap:
+    """Map zero pages that take no memory until they are written."""
+    flags: dict[str, Any] = {}
+    if hasattr(mmap, "MAP_PRIVATE"):
+        flags["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    return mmap.mmap(-1, num_bytes, **flags)

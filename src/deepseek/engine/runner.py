@@ -1,0 +1,128 @@
+"""Runs one step of a decoder on its device and draws the tokens."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from deepseek.engine.batch import StepBatch
+from deepseek.engine.batch_scheduler import Part
+from deepseek.engine.kv_storage import KVStorage
+from deepseek.engine.models.base import Decoder
+from deepseek.engine.sampling import Draw, draw
+from deepseek.engine.shapes import padded_rows
+from deepseek.engine.step_inputs import Ints, StepInputs, build_inputs, pad_rows
+
+
+class PendingStep(Protocol):
+    """A step that runs, or has run."""
+
+    parts: Sequence[Part]
+
+    def wait(self) -> tuple[list[int], dict[int, torch.Tensor]]:
+        """Wait for the tokens of the due rows; returns them and the wanted log-probabilities."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs steps in the order they are given."""
+
+    is_asynchronous: bool
+    """True where `run` returns before the step has ended, so that the next can be prepared."""
+
+    def run(self, parts: Sequence[Part], *, previous: PendingStep | None) -> PendingStep:
+        """Start a step. `previous` is the one that may still run: tokens that only it knows are
+        taken from it on the device.
+
+        Raises `torch.OutOfMemoryError` where the device's memory does not suffice.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back device memory."""
+        ...
+
+
+class CpuRunner:
+    """Runs steps at once, in the calling thread."""
+
+    is_asynchronous = False
+
+    def __init__(
+        self, decoder: Decoder, storage: KVStorage, *, eos_token_ids: tuple[int, ...]
+    ) -> None:
+        self._decoder = decoder
+        self._storage = storage
+        self._eos_token_ids = eos_token_ids
+
+    @torch.inference_mode()
+    def run(self, parts: Sequence[Part], *, previous: PendingStep | None) -> "FinishedStep":
+        """Run the step to its end."""
+        inputs = build_inputs(
+            parts, block_tokens=self._storage.block_tokens, previous=awaited_tokens(previous)
+        )
+        if inputs.awaited is not None and previous is not None:
+            known = np.array(previous.wait()[0], dtype=np.int32)
+            inputs.token_ids[:] = np.where(
+                inputs.awaited < 0, inputs.token_ids, known[inputs.awaited]
+            )
+        num_due = len(inputs.due_rows)
+        inputs = pad_rows(inputs, padded_rows(inputs.num_rows))
+        rows = None
+        if num_due < inputs.num_rows:
+            rows = torch.from_numpy(_padded_due(inputs.due_rows)).long()
+        logits = self._decoder.forward(to_batch(inputs), self._storage.layers, rows=rows)
+        drawn = draw(logits[:num_due], parts, eos_token_ids=self._eos_token_ids)
+        return FinishedStep(parts, drawn)
+
+    def close(self) -> None:
+        """Forget weights and state."""
+        del self._decoder, self._storage
+
+
+class FinishedStep:
+    """A step whose tokens are there."""
+
+    def __init__(self, parts: Sequence[Part], drawn: Draw) -> None:
+        self.parts = parts
+        self._drawn = drawn
+
+    def wait(self) -> tuple[list[int], dict[int, torch.Tensor]]:
+        """Return at once."""
+        return self._drawn.tokens.tolist(), self._drawn.logprobs
+
+
+def awaited_tokens(previous: PendingStep | None) -> dict[int, int]:
+    """Return, by request, the index of its last token among those that a running step will give."""
+    if previous is None:
+        return {}
+    ends = np.cumsum([part.num_due for part in previous.parts]).tolist()
+    return {
+        part.sequence.id: end - 1
+        for part, end in zip(previous.parts, ends, strict=True)
+        if part.num_due
+    }
+
+
+def to_batch(inputs: StepInputs) -> StepBatch:
+    """Return the inputs as tensors that share the arrays' memory."""
+    adapters = inputs.adapters
+    return StepBatch(
+        token_ids=torch.from_numpy(inputs.token_ids).long(),
+        positions=torch.from_numpy(inputs.positions).long(),
+        kv_rows=torch.from_numpy(inputs.kv_rows).long(),
+        query_starts=torch.from_numpy(inputs.query_starts),
+        context_lens=torch.from_numpy(inputs.context_lens),
+        block_tables=torch.from_numpy(inputs.block_tables),
+        num_decodes=inputs.num_decodes,
+        max_query_rows=inputs.max_query_rows,
+        max_context_len=inputs.max_context_len,
+        adapters=None if adapters is None else torch.from_numpy(adapters).long(),
+    )
+
+
+def _padded_due(rows: Ints) -> Ints:
+    """Repeat the first due row: the head's matrix product too keeps code for every shape."""
+    missing = padded_rows(len(rows)) - len(rows)
+    return np.concatenate((rows, np.zeros(missing, dtype=np.int32))) if missing else rows

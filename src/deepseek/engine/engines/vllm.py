@@ -87,8 +87,8 @@ def load_vllm_engine(
     except Exception as error:
         logger.exception("vLLM could not start model %s", model.name)
         raise ConfigurationError(
-            f"models.{model.name}: vLLM {vllm.__version__} could not start it on {device}: "
-            f"{_reason(error)}"
+            f"models.{model.name}: vLLM {vllm.__version__} could not start it on {device} with "
+            f"{_kv_bytes(model, spec)} bytes of pools.{spec.pool}.kv_cache_bytes: {_reason(error)}"
         ) from error
     info = ModelInfo(
         name=model.name,
@@ -350,13 +350,12 @@ def _logprobs(completion: Any, *, num_top: int) -> list[TokenLogprobs]:
 def _engine_args(
     model: ModelSpec, spec: WorkerSpec, directory: ModelDirectory, *, device: str
 ) -> EngineArgs:
-    shares = sum(m.share for m in spec.models if m.task is Task.GENERATE)
     return EngineArgs(
         model=str(directory.path),
         served_model_name=model.name,
         dtype=_dtype(model.dtype, directory, device),
         max_model_len=model.max_model_len or -1,  # -1: as long as the memory below has room for
-        kv_cache_memory_bytes=int(spec.kv_cache_bytes * model.share / shares),
+        kv_cache_memory_bytes=_kv_bytes(model, spec),
         # Only checked against what is free, once the line above is there: others live here too.
         gpu_memory_utilization=0.01,
         max_num_batched_tokens=spec.max_step_tokens,
@@ -370,6 +369,12 @@ def _engine_args(
         use_tqdm_on_load=False,
         disable_log_stats=True,
     )
+
+
+def _kv_bytes(model: ModelSpec, spec: WorkerSpec) -> int:
+    """Return the model's share of the pool's memory for attention state."""
+    shares = sum(m.share for m in spec.models if m.task is Task.GENERATE)
+    return int(spec.kv_cache_bytes * model.share / shares)
 
 
 def _dtype(name: str, directory: ModelDirectory, device: str) -> str:

@@ -18,8 +18,8 @@ The life of a request, and the room of each step:
 import asyncio
 import os
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,25 +60,35 @@ def run(
     The address is taken first and the models are fetched, converted and checked before any worker
     starts, so that a wrong file fails at once. Raises errors of `core.errors`.
     """
-    file = find_interpreters(file, base_dir=base_dir)
-    pools = file.pool_settings()
     with bind(file.gateway.host, file.gateway.port) as listener:
         with progress as stages:
-            directories = {
-                name: find_model(
-                    name,
-                    settings,
-                    base_dir=base_dir,
-                    progress=stages,
-                    python=pools[settings.pool].python,
-                )
-                for name, settings in file.models.items()
-            }
-        file = with_absolute_paths(file, base_dir=base_dir)
+            file, directories = prepare(file, base_dir=base_dir, progress=stages)
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(
                 _serve(file, directories, listener, announce=announce, log_level=log_level)
             )
+
+
+def prepare(
+    file: DeploymentFile, *, base_dir: Path, progress: Progress
+) -> tuple[DeploymentFile, dict[str, ModelDirectory]]:
+    """Return the file with absolute paths and its models' directories, fetched if need be.
+
+    Raises errors of `core.errors`.
+    """
+    file = find_interpreters(file, base_dir=base_dir)
+    pools = file.pool_settings()
+    directories = {
+        name: find_model(
+            name,
+            settings,
+            base_dir=base_dir,
+            progress=progress,
+            python=pools[settings.pool].python,
+        )
+        for name, settings in file.models.items()
+    }
+    return with_absolute_paths(file, base_dir=base_dir), directories
 
 
 def find_interpreters(file: DeploymentFile, *, base_dir: Path) -> DeploymentFile:
@@ -204,6 +214,22 @@ def build_platform(
         cls = Generator if directory.task is Task.GENERATE else EncoderDeployment
         deployments.append(cls(name, settings, directory, replicas[settings.pool]))
     return Platform(deployments, list(replicas.values()))
+
+
+@asynccontextmanager
+async def started_platform(
+    file: DeploymentFile, directories: dict[str, ModelDirectory], *, log_level: str = "info"
+) -> AsyncIterator[Platform]:
+    """Run a file's workers, without an HTTP edge, for the length of the block.
+
+    Raises errors of `core.errors` where one cannot be started.
+    """
+    platform = build_platform(file, directories, log_level=log_level)
+    try:
+        await _started(asyncio.create_task(platform.start()))
+        yield platform
+    finally:
+        await platform.stop(drain_timeout_s=0)
 
 
 async def _serve(

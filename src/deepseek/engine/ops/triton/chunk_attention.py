@@ -106,7 +106,14 @@ def _chunk_kernel(
             unmasked if MASKED else 0, end if MASKED else unmasked, BLOCK_N, num_stages=STAGES
         ):
             key_offsets = tile_offsets(
-                table, start, context, first, key_block_stride, key_token_stride, BLOCK_TOKENS, BLOCK_N
+                table,
+                start,
+                context,
+                first,
+                key_block_stride,
+                key_token_stride,
+                BLOCK_TOKENS,
+                BLOCK_N,
             )
             key = load_tile(keys + key_offsets, 0, MAIN, KEY_DIM)
             scores = tl.dot(query, key.T, input_precision=PRECISION)
@@ -119,7 +126,14 @@ def _chunk_kernel(
             weights, maximum, total, factor = softmax_step(scores, maximum, total, scale)
             out = out * factor[:, None]
             value_offsets = tile_offsets(
-                table, start, context, first, value_block_stride, value_token_stride, BLOCK_TOKENS, BLOCK_N
+                table,
+                start,
+                context,
+                first,
+                value_block_stride,
+                value_token_stride,
+                BLOCK_TOKENS,
+                BLOCK_N,
             )
             if MASKED:
                 # What lies past the context may be no number, which a weight of 0 does not undo.

@@ -29,9 +29,7 @@ class TritonOps:
     def add_rms_norm(
         self, states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
-        return elementwise.rms_norm(
-            self._launch, states, residual=residual, weight=weight, eps=eps
-        )
+        return elementwise.rms_norm(self._launch, states, residual=residual, weight=weight, eps=eps)
 
     def gated_silu(self, gate_up: torch.Tensor) -> torch.Tensor:
         return elementwise.gated_silu(self._launch, gate_up)

@@ -5,6 +5,8 @@ the program that finishes last adds the parts up (arXiv:2311.01282 calls it spli
 Flash-Decoding). The query heads that share a key head are rows of one matrix product.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -28,9 +30,7 @@ _MIN_ROWS = 16
 _MAX_SPLITS = 32
 _MAX_SPLIT_UNITS = 16384
 """Sequences times heads times tiles of rows beyond which splitting cannot be needed."""
-_NARROW = 256
-"""Widest head whose tiles of 64 keys fit in shared memory several times over."""
-_PROGRAMS_PER_PROCESSOR = 2
+_PROGRAMS_PER_PROCESSOR = 4
 """How many programs a step should have at least, to keep the memory busy."""
 
 
@@ -278,9 +278,9 @@ class SplitAttention:
         block_m = min(max(packed, _MIN_ROWS), MAX_ROWS)
         tiles = triton.cdiv(max_rows * group, block_m)
         units = num_sequences * num_kv_heads * tiles
-        shape = head_blocks(key_dim, value_dim)
-        block_n = 64 if shape["MAIN"] <= _NARROW else 32
-        splits = self._num_splits(units, block_tables.shape[1] * kv.block_tokens // block_n)
+        shape = _tiles(key_dim, value_dim, queries.dtype)
+        max_tiles = block_tables.shape[1] * kv.block_tokens // shape["BLOCK_N"]
+        splits = self._num_splits(units, max_tiles)
         parts = (units, splits, block_m) if splits > 1 else (0, 0, 0)
         partial = torch.empty((*parts, shape["BLOCK_V"]), device=out.device)
         stats = torch.empty((*parts, 2), device=out.device)
@@ -309,11 +309,8 @@ class SplitAttention:
             ONE_ROW=max_rows == 1,
             TILES=tiles,
             BLOCK_M=block_m,
-            BLOCK_N=block_n,
             SPLITS=splits,
-            STAGES=3 if shape["MAIN"] <= _NARROW else 2,
             PRECISION=precision(queries.dtype),
-            num_warps=4 if shape["MAIN"] <= _NARROW else 8,
             **self._launch.options,
         )
 
@@ -323,3 +320,17 @@ class SplitAttention:
         if units > _MAX_SPLIT_UNITS:
             return 1
         return int(min(triton.next_power_of_2(min(wanted, max(max_tiles, 1))), _MAX_SPLITS))
+
+
+def _tiles(key_dim: int, value_dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Choose the tile sizes, so that a tile's operands fit in shared memory several times over.
+
+    Block tables are read a stage ahead of the keys they lead to: 5 stages hold two tiles of keys.
+    """
+    blocks = head_blocks(key_dim, value_dim)
+    bytes_per_key = (blocks["MAIN"] + blocks["REST"] + blocks["BLOCK_V"]) * dtype.itemsize
+    if bytes_per_key <= 512:
+        return {**blocks, "BLOCK_N": 64, "STAGES": 4, "num_warps": 4}
+    if bytes_per_key <= 1024:
+        return {**blocks, "BLOCK_N": 32, "STAGES": 4, "num_warps": 4}
+    return {**blocks, "BLOCK_N": 32 if dtype.itemsize == 2 else 16, "STAGES": 3, "num_warps": 8}

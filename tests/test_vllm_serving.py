@@ -63,15 +63,16 @@ def served(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     file = tmp_path_factory.mktemp("served") / "deployment.yaml"
-    # Two models of vLLM, one that `auto` gives to it, an encoder of ours and a model that nobody
-    # runs share one worker; the twins of the first and the encoder run on the torch engine.
+    # Two models of vLLM, one that `auto` gives to it, an encoder of ours and two models that cannot
+    # be loaded share one worker; the twins of the first and the encoder run on the torch engine.
     file.write_text(f"""
 models:
   large-share: {{source: {tiny_qwen3_dir}, pool: foreign, engine: vllm, share: 3}}
-  small-share: {{source: {tiny_qwen3_dir}, pool: foreign, engine: vllm, share: 1}}
   other-family: {{source: {neox_dir}, pool: foreign}}
   encoder: {{source: {tiny_bert_dir}, pool: foreign}}
   nobody-runs: {{source: {unknown_dir}, pool: foreign}}
+  no-room: {{source: {tiny_qwen3_dir}, pool: foreign, engine: vllm, share: 0.001}}
+  small-share: {{source: {tiny_qwen3_dir}, pool: foreign, engine: vllm, share: 1}}
   twin: {{source: {tiny_qwen3_dir}, engine: torch}}
   encoder-twin: {{source: {tiny_bert_dir}}}
 pools:
@@ -184,6 +185,11 @@ def test_a_model_that_nobody_runs_says_so_and_the_others_serve(
     assert failed.value.status_code == 503
     assert "vLLM" in failed.value.message
     assert httpx.get(f"{served.url}/health/ready").status_code == 503
+
+
+def test_a_model_without_room_says_what_it_lacks(client: OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError, match=r"pools\.foreign\.kv_cache_bytes"):
+        client.chat.completions.create(model="no-room", messages=HELLO)
 
 
 async def test_shares_hold_between_two_models_of_vllm(served: Served) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,74 +11,38 @@ import pytest
 import torch
 from llguidance import LLMatcher
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 
 from deepseek.core.errors import ContextLengthExceeded, InvalidRequest
-from deepseek.core.requests import (
-    EncodeRequest,
-    GenerateRequest,
-    SamplingParams,
-    Task,
-    TokenLogprobs,
-)
-from deepseek.core.wire import Failed, ModelSpec, TokenDelta, WorkerSpec
+from deepseek.core.requests import EncodeRequest, GenerateRequest, TokenLogprobs
+from deepseek.core.wire import Failed, TokenDelta
 from deepseek.engine.base import Engine
 from deepseek.engine.selection import load_model
-from tests.engine.hosted import hosted_engine, vllm_python
+from tests.engine.generation import (
+    END_AT,
+    PROMPT,
+    answer,
+    ask,
+    greedy_reference,
+    run,
+    tokens_of,
+    worker_spec,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 VOCAB = 512
 CONTEXT = 512
-PROMPT = [38, 39, 40]
-END_AT = 10
-"""Place in the greedy answer to PROMPT of the token that the model's config calls its end."""
-KV_BYTES = 3 << 19
-"""1,536 tokens of the model below: three contexts."""
-
-
-@pytest.fixture(scope="module")
-def reference(tiny_qwen3_dir: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(tiny_qwen3_dir, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tiny_qwen3_dir: Path, reference: Any, tmp_path_factory: Any) -> Path:
-    """A model whose own end is a token of one of its greedy answers, by config.json alone."""
-    path = Path(shutil.copytree(tiny_qwen3_dir, tmp_path_factory.mktemp("contract") / "model"))
-    answer = greedy_reference(reference, PROMPT, END_AT + 1)
-    assert answer.index(answer[END_AT]) == END_AT
-    config = json.loads((path / "config.json").read_text())
-    config["eos_token_id"] = [config["eos_token_id"], answer[END_AT]]
-    (path / "config.json").write_text(json.dumps(config))
-    return path
-
-
-def worker_spec(path: Path, engine: Any) -> WorkerSpec:
-    model = ModelSpec(name="m", path=str(path), task=Task.GENERATE, dtype="float32", engine=engine)
-    return WorkerSpec(
-        pool="p",
-        socket_path="",
-        device="cpu",
-        models=[model],
-        num_threads=1,
-        kv_cache_bytes=KV_BYTES,
-        max_step_tokens=64,
-        max_running=8,
-    )
 
 
 @pytest.fixture(scope="module", params=["torch", "vllm"])
-def loaded(request: pytest.FixtureRequest, model_dir: Path, tmp_path_factory: Any) -> Iterator[Any]:
-    spec = worker_spec(model_dir, request.param)
+def loaded(request: pytest.FixtureRequest, contract_dir: Path) -> Iterator[Engine]:
     if request.param == "vllm":
-        work = tmp_path_factory.mktemp("host")
-        with hosted_engine(vllm_python(), spec, work=work) as engine:
-            yield engine
-    else:
-        engine, _ = load_model(spec.models[0], spec, device="cpu")
-        yield engine
-        engine.close()
+        yield request.getfixturevalue("vllm_engine")
+        return
+    spec = worker_spec(contract_dir, request.param)
+    engine, _ = load_model(spec.models[0], spec, device="cpu")
+    yield engine
+    engine.close()
 
 
 @pytest.fixture
@@ -89,56 +52,6 @@ def engine(loaded: Engine) -> Iterator[Engine]:
     assert not loaded.has_work
     load = loaded.load()
     assert (load.num_running, load.num_waiting, load.kv_tokens_used) == (0, 0, 0)
-
-
-def greedy_reference(model: Any, prompt: list[int], count: int, **options: Any) -> list[int]:
-    ids = torch.tensor([prompt])
-    with torch.inference_mode():
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            min_new_tokens=count,
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            **options,
-        )
-    tokens: list[int] = output[0, len(prompt) :].tolist()
-    return tokens
-
-
-def ask(request_id: int, prompt: list[int], max_tokens: int, **sampling: Any) -> GenerateRequest:
-    """Return a request that is greedy and runs to its last token unless `sampling` says else."""
-    params = SamplingParams(
-        **{"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True, **sampling}
-    )
-    return GenerateRequest(id=request_id, model="m", prompt_token_ids=prompt, sampling=params)
-
-
-def run(engine: Engine, *requests: GenerateRequest) -> dict[int, list[TokenDelta]]:
-    """Add requests, step until nothing is left, and return every request's deltas."""
-    for request in requests:
-        engine.add(request)
-    deltas: dict[int, list[TokenDelta]] = {request.id: [] for request in requests}
-    while engine.has_work:
-        for output in engine.step():
-            assert isinstance(output, TokenDelta), output
-            deltas[output.id].append(output)
-    for found in deltas.values():
-        assert [delta.finish_reason is not None for delta in found] == [False] * (
-            len(found) - 1
-        ) + [True]
-    return deltas
-
-
-def tokens_of(deltas: list[TokenDelta]) -> list[int]:
-    return [token for delta in deltas for token in delta.token_ids]
-
-
-def answer(engine: Engine, request: GenerateRequest) -> tuple[list[int], str | None]:
-    deltas = run(engine, request)[request.id]
-    return tokens_of(deltas), deltas[-1].finish_reason
 
 
 def mixed_requests(count: int = 10) -> list[GenerateRequest]:
@@ -341,8 +254,8 @@ SCHEMA = {
     ],
     ids=["json schema", "lark"],
 )
-def test_a_grammar_binds_the_answer(engine: Engine, model_dir: Path, grammar: str) -> None:
-    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+def test_a_grammar_binds_the_answer(engine: Engine, contract_dir: Path, grammar: str) -> None:
+    tokenizer = Tokenizer.from_file(str(contract_dir / "tokenizer.json"))
     requests = [
         ask(n, [3, 4], 120, temperature=1.0, seed=n, grammar=grammar, ignore_eos=False)
         for n in range(3)

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from deepseek.core.settings import DurationSeconds, Settings, SizeBytes
+from deepseek.core.settings import DurationSeconds, OptionalSizeBytes, Settings
 
 
 class PoolSettings(Settings):
@@ -19,7 +19,7 @@ class PoolSettings(Settings):
     the platform's own process may use."""
     num_threads: int | None = Field(default=None, ge=1, le=1024)
     """Compute threads on a CPU; default: one per core the process may use."""
-    kv_cache_bytes: SizeBytes | None = Field(default=None, ge=1024**2)
+    kv_cache_bytes: OptionalSizeBytes = Field(default=None, ge=1024**2)
     """Memory for attention state of the pool's language models together, split by `share`. Default
     on a CPU: 2GiB; physical memory is taken as contexts grow, never more than this. Default on
     a GPU: what `memory_utilization` leaves after the weights and a run of the largest step."""

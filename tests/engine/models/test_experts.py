@@ -17,7 +17,7 @@ from deepseek.engine.models.experts import (
     LoopedExperts,
     load_experts,
 )
-from deepseek.engine.models.projection import AdapterWeights, Projection
+from deepseek.engine.models.projection import AdapterWeights, Projection, stack_adapters
 from deepseek.engine.ops.reference import ReferenceOps
 
 LAYOUT = ExpertLayout(prefix="model.layers.1.mlp.experts", num_experts=8, inner=48)
@@ -129,7 +129,7 @@ def test_a_row_takes_its_own_adapter_along_to_each_expert(tiny_qwen3_moe_dir: Pa
     expert = int(chosen[4, 1])
     down, up = torch.randn(4, LAYOUT.inner), torch.randn(HIDDEN, 4)
     name = f"{LAYOUT.prefix}.{expert}.down_proj"
-    checkpoint.layers[(name,)].set_adapters({1: AdapterWeights(down=down, up=up)})
+    checkpoint.layers[(name,)].adapters = stack_adapters({1: AdapterWeights(down=down, up=up)})
     out = experts.forward(
         states, weights, chosen, replace(rows_of(6), adapters=torch.tensor([0, 0, 0, 0, 1, 0]))
     )

@@ -53,6 +53,7 @@ class DeepseekV3Decoder:
         if not config.tie_word_embeddings:
             head = checkpoint.tensor("lm_head.weight", (config.vocab_size, config.hidden_size))
         self._head = checkpoint.head(head)
+        self.projections = tuple(checkpoint.projections)
 
     def forward(
         self, batch: StepBatch, layers: Sequence[LayerKV], *, rows: torch.Tensor | None

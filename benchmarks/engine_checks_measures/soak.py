@@ -43,7 +43,7 @@ def soak(run: Run) -> list[Row]:
 async def _soak(run: Run) -> list[Row]:
     path = write_tiny_model("llama", run.work / "soak")
     models = {_MODEL: ModelSettings(source=str(path), dtype="float32")}
-    num_warm_up, count = run.count(20_000, 400), run.count(100_000, 1_000)
+    num_warm_up, count = run.count(20_000, 2_000), run.count(100_000, 2_000)
     async with running(models, pool=_POOL) as (_, replica):
         pid = replica.pid
         start = await _idle(replica)

@@ -34,4 +34,4 @@ def test_answers_of_every_family_are_those_of_transformers() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_worker_keeps_nothing_of_requests_that_were_given_up() -> None:
-    assert "1000 short requests: left running or waiting" in run_quick("soak")
+    assert "2000 short requests: left running or waiting" in run_quick("soak")

@@ -167,16 +167,16 @@ class Stack:
         ops, shape = self.ops, self.shape
         residual = torch.nn.functional.embedding(batch.token_ids, self.embedding)
         states = torch.zeros_like(residual)
-        for linears, kv in zip(self.linears, layers, strict=True):
+        for index, (linears, kv) in enumerate(zip(self.linears, layers, strict=True)):
             normed = ops.add_rms_norm(states, residual, self.norm, 1e-5)
             queries = ops.rotate_and_store(
                 linears["qkv"](normed), self.rotary, batch, kv, num_heads=shape.num_heads
             )
             attended = ops.attend(queries, batch, kv, scale=shape.head_dim**-0.5)
+            if rows is not None and index == shape.num_layers - 1:
+                attended, residual = attended[rows], residual[rows]
             normed = ops.add_rms_norm(linears["out"](attended), residual, self.norm, 1e-5)
             states = linears["down"](ops.gated_silu(linears["gate_up"](normed)))
-        if rows is not None:
-            states, residual = states[rows], residual[rows]
         return self.head(ops.add_rms_norm(states, residual, self.norm, 1e-5)).argmax(dim=-1)
 
     def _linear(self, small: SmallLinear, size: tuple[int, int]) -> GpuLinear:

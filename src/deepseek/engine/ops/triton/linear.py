@@ -2,8 +2,8 @@
 
 A matrix product of one to sixteen rows is bound by the memory that its weights lie in. The kernel
 streams them through the tensor cores with enough reads in flight, splits the sum over programs
-where the output alone would leave processors idle, and asks for its first weights while the kernel
-before it still runs. Larger batches go to the vendor's library, which is at its best there.
+where the output alone would leave processors idle, and is set up while the kernel before it still
+runs. Larger batches go to the vendor's library, which is at its best there.
 """
 
 import torch
@@ -15,12 +15,13 @@ from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
 
 MAX_ROWS = 16
 """Rows up to which the kernel is used; see benchmarks/gpu_kernels.py."""
-_BLOCK_N = 64
+_BLOCK_N = 128
 _BLOCK_K = 128
-_STAGES = 4
-_PROGRAMS_PER_PROCESSOR = 4
+_STAGES = 3
+_PROGRAMS_PER_PROCESSOR = 2
 """Programs wanted at least; more even out their end, fewer cost less to add up."""
 _MAX_SPLITS = 8
+_MIN_ROWS = 16
 _MIN_TILES = 4
 """Steps of the sum that a program should have, to be worth its start."""
 
@@ -65,19 +66,14 @@ def _linear_kernel(
     begin = split * tiles_each * BLOCK_K
     end = tl.minimum(begin + tiles_each * BLOCK_K, width_in)
     weights = weight_ptr + tl.minimum(outputs, width_out - 1).to(tl.int64)[:, None] * width_in
-    inputs = inputs_ptr + tl.minimum(rows, num_rows - 1)[:, None] * inputs_stride
-
-    # No kernel writes weights: the first may be on their way before this one's inputs are there.
-    first = begin + ks
-    inside = (first < end)[None, :]
-    weight = tl.load(weights + first[None, :], mask=inside, other=0.0)
     wait_for_inputs(OVERLAP)
-    values = tl.load(inputs + first[None, :], mask=inside, other=0.0)
-    total = tl.dot(weight, values.T, input_precision="ieee")
-    for start in tl.range(begin + BLOCK_K, end, BLOCK_K, num_stages=STAGES):
+
+    inputs = inputs_ptr + tl.minimum(rows, num_rows - 1)[:, None] * inputs_stride
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
         columns = (start + ks)[None, :]
         if EVEN:
-            weight = tl.load(weights + columns, eviction_policy="evict_first")
+            weight = tl.load(weights + columns)
             values = tl.load(inputs + columns)
         else:
             weight = tl.load(weights + columns, mask=columns < end, other=0.0)
@@ -125,6 +121,7 @@ class SmallLinear:
         out = torch.empty((num_rows, width_out), dtype=inputs.dtype, device=inputs.device)
         num_tiles = triton.cdiv(width_out, _BLOCK_N)
         tiles_each, splits = self._split(num_tiles, triton.cdiv(width_in, _BLOCK_K))
+        even = width_in % _BLOCK_K == 0
         parts = splits * num_rows * width_out if splits > 1 else 0
         partial = torch.empty(parts, device=inputs.device)
         _linear_kernel[(num_tiles, splits)](
@@ -141,8 +138,8 @@ class SmallLinear:
             tiles_each,
             IS_SPLIT=splits > 1,
             HAS_BIAS=bias is not None,
-            EVEN=width_in % _BLOCK_K == 0,
-            BLOCK_M=16,
+            EVEN=even,
+            BLOCK_M=max(triton.next_power_of_2(num_rows), _MIN_ROWS),
             BLOCK_N=_BLOCK_N,
             BLOCK_K=_BLOCK_K,
             STAGES=_STAGES,

@@ -11,9 +11,9 @@ from deepseek.engine.ops.triton.split_attention import MAX_ROWS, SplitAttention
 class TritonOps:
     """See `deepseek.engine.ops.base.Ops`.
 
-    Nothing here reads a tensor on the host. A step whose sequences all bring one row may be captured
-    in a graph: it depends on `StepBatch`'s tensors and on the number of its sequences alone. One
-    stream at a time may use an instance.
+    Nothing here reads a tensor on the host. A step whose sequences all bring one row may be
+    captured in a graph: it depends on `StepBatch`'s tensors and on the number of its sequences
+    alone. One stream at a time may use an instance.
     """
 
     name = "triton"

@@ -31,6 +31,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedTokenizerFast,
@@ -119,6 +121,13 @@ def write_qwen3_moe(path: Path, **changes: Any) -> Path:
         **changes,
     }
     return _write_decoder(path, Qwen3MoeForCausalLM, Qwen3MoeConfig(**_rotary(**options)))
+
+
+def write_mistral(path: Path) -> Path:
+    """Llama's layers under another name, with a head of its own size."""
+    return _write_decoder(
+        path, MistralForCausalLM, MistralConfig(**_rotary(num_key_value_heads=2, head_dim=24))
+    )
 
 
 def write_mixtral(path: Path) -> Path:

@@ -68,9 +68,6 @@ def load_vllm_engine(
     fit, with vLLM's own reason.
     """
     started = time.monotonic()
-    # Pages of it at every start; who debugs the worker wants them.
-    if not logger.isEnabledFor(logging.DEBUG):
-        logging.getLogger("vllm").setLevel(logging.WARNING)
     _check_build(spec, device)
     try:
         config = _engine_args(model, spec, directory, device=device).create_engine_config()

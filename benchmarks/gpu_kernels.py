@@ -145,16 +145,11 @@ class Stack:
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
         self.ops = TritonOps(DEVICE)
-        small = SmallLinear(DEVICE)
         self.linears = [
-            {
-                name: self._linear(small, size)
-                for name, size in shape.linears.items()
-                if name != "head"
-            }
+            {name: self._linear(size) for name, size in shape.linears.items() if name != "head"}
             for _ in range(shape.num_layers)
         ]
-        self.head = self._linear(small, shape.linears["head"])
+        self.head = self._linear(shape.linears["head"])
         self.embedding = drawn(shape.vocab, shape.hidden)
         self.norm = torch.ones(shape.hidden, dtype=DTYPE, device=DEVICE)
         angles = torch.rand(1 << 14, shape.head_dim // 2, device=DEVICE) * 6.28
@@ -179,8 +174,8 @@ class Stack:
             states = linears["down"](ops.gated_silu(linears["gate_up"](normed)))
         return self.head(ops.add_rms_norm(states, residual, self.norm, 1e-5)).argmax(dim=-1)
 
-    def _linear(self, small: SmallLinear, size: tuple[int, int]) -> GpuLinear:
-        return GpuLinear(drawn(*size, scale=size[1] ** -0.5), None, small=small)
+    def _linear(self, size: tuple[int, int]) -> GpuLinear:
+        return GpuLinear(drawn(*size, scale=size[1] ** -0.5), None)
 
 
 def measure_limits() -> list[Row]:

@@ -4,6 +4,8 @@ One flash attention kernel (arXiv:2307.08691) over paged or packed keys. The que
 a key head lie side by side in one tile of rows, so a tile reaches over few positions and little is
 computed above the diagonal.
 """
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Triton types a kernel's arguments where it is launched.
 
 from typing import Any
 
@@ -253,7 +255,7 @@ def _tiles(
     if dtype.itemsize > 2:
         block_m, block_n, stages, warps = 32, 32, 1, 4
     elif width <= 128:
-        block_m, block_n, stages, warps = 128, 64, 5 if launch.is_hopper else 3, 8
+        block_m, block_n, stages, warps = 128, 64, 5 if launch.has_large_tiles else 2, 8
     elif width <= 256:
         block_m, block_n, stages, warps = 64, 64, 2, 8
     else:

@@ -5,6 +5,10 @@ streams them through the tensor cores with enough reads in flight, splits the su
 where the output alone would leave processors idle, and is set up while the kernel before it still
 runs. Larger batches go to the vendor's library, which is at its best there.
 """
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Triton types a kernel's arguments where it is launched.
+
+from functools import cache
 
 import torch
 import triton
@@ -112,6 +116,11 @@ class SmallLinear:
         num_tiles = triton.cdiv(max_width_out, _BLOCK_N)
         self._arrivals = torch.zeros(num_tiles, dtype=torch.int32, device=device)
 
+    def takes(self, inputs: torch.Tensor) -> bool:
+        """Say whether the kernel is the faster way for these (rows, in)."""
+        is_fit = inputs.shape[0] <= MAX_ROWS and inputs.stride(1) == 1
+        return is_fit and self._launch.has_large_tiles
+
     def __call__(
         self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -159,23 +168,27 @@ class SmallLinear:
 class GpuLinear(torch.nn.Module):
     """`y = x W^T + b`, by the kernel for few rows and by the vendor's library for more.
 
-    The choice is made by the number of rows, which is fixed in a captured step.
+    The choice is made by the number of rows, which is fixed in a captured step. Layers of one
+    device share the kernel's counters, so one stream at a time may run them.
     """
 
-    def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, small: SmallLinear
-    ) -> None:
-        """Take `weight` (out, in) as it is; layers of one device share one `small`."""
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Take `weight` (out, in) as it is."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._weight = weight
         self._bias = bias
-        self._small = small
+        self._small = _small_linear(weight.device)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return (..., out) for (..., in)."""
         rows = inputs.reshape(-1, self.in_features)
-        if rows.shape[0] > MAX_ROWS or rows.stride(1) != 1:
+        if not self._small.takes(rows):
             return functional.linear(inputs, self._weight, self._bias)
         out = self._small(rows, self._weight, self._bias)
         return out.view(*inputs.shape[:-1], self.out_features)
+
+
+@cache
+def _small_linear(device: torch.device) -> SmallLinear:
+    return SmallLinear(device)

@@ -1,4 +1,6 @@
 """What the attention kernels share: tiles of keys, rows of grouped queries, online softmax."""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Triton types a kernel's arguments where it is launched.
 
 import math
 from collections.abc import Mapping

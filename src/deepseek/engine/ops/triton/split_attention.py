@@ -4,6 +4,8 @@ The keys of one sequence are split over several programs, so that a small batch 
 the program that finishes last adds the parts up (arXiv:2311.01282 calls it split-KV, or
 Flash-Decoding). The query heads that share a key head are rows of one matrix product.
 """
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Triton types a kernel's arguments where it is launched.
 
 from typing import Any
 
@@ -274,7 +276,8 @@ class SplitAttention:
 
         With `max_rows` 1 sequence i is row i, and `query_starts` is not read.
         """
-        num_sequences, num_heads, key_dim = context_lens.shape[0], *queries.shape[1:]
+        num_sequences = context_lens.shape[0]
+        num_heads, key_dim = queries.shape[1:]
         num_kv_heads, value_dim = kv.keys.shape[1], kv.values.shape[3]
         group = num_heads // num_kv_heads
         packed = triton.next_power_of_2(max_rows * group)

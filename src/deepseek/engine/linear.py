@@ -58,6 +58,11 @@ class PlainLinear(torch.nn.Module):
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
     """Return the fastest linear layer for the weight's device and number format."""
+    if weight.device.type == "cuda":
+        # Imported here: Triton does not exist on every machine.
+        from deepseek.engine.ops.triton.linear import GpuLinear  # noqa: PLC0415
+
+        return GpuLinear(weight, bias)
     packable = weight.dtype in (torch.float32, torch.bfloat16)
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and packable:
         return PackedLinear(weight, bias)
@@ -81,7 +86,7 @@ def linear_factory(quantization: str | None, *, device: str) -> LinearFactory:
     Raises `ConfigurationError` for another name or device.
     """
     if quantization is None:
-        return make_linear if device == "cpu" else _gpu_factory(device)
+        return make_linear
     if quantization == "int8" and device != "cpu":
         raise ConfigurationError(
             f"quantization 'int8' runs on CPUs, this pool's device is {device!r}; leave it out"
@@ -89,15 +94,3 @@ def linear_factory(quantization: str | None, *, device: str) -> LinearFactory:
     if quantization == "int8":
         return make_int8_linear
     raise ConfigurationError(f"quantization {quantization!r} is unknown; known: int8")
-
-
-def _gpu_factory(device: str) -> LinearFactory:
-    # Imported here: Triton does not exist on every machine.
-    from deepseek.engine.ops.triton.linear import GpuLinear, SmallLinear  # noqa: PLC0415
-
-    small = SmallLinear(torch.device(device))
-
-    def make(weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
-        return GpuLinear(weight, bias, small=small)
-
-    return make

@@ -145,16 +145,11 @@ class Stack:
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
         self.ops = TritonOps(DEVICE)
-        small = SmallLinear(DEVICE)
         self.linears = [
-            {
-                name: self._linear(small, size)
-                for name, size in shape.linears.items()
-                if name != "head"
-            }
+            {name: self._linear(size) for name, size in shape.linears.items() if name != "head"}
             for _ in range(shape.num_layers)
         ]
-        self.head = self._linear(small, shape.linears["head"])
+        self.head = self._linear(shape.linears["head"])
         self.embedding = drawn(shape.vocab, shape.hidden)
         self.norm = torch.ones(shape.hidden, dtype=DTYPE, device=DEVICE)
         angles = torch.rand(1 << 14, shape.head_dim // 2, device=DEVICE) * 6.28
@@ -167,20 +162,20 @@ class Stack:
         ops, shape = self.ops, self.shape
         residual = torch.nn.functional.embedding(batch.token_ids, self.embedding)
         states = torch.zeros_like(residual)
-        for linears, kv in zip(self.linears, layers, strict=True):
+        for index, (linears, kv) in enumerate(zip(self.linears, layers, strict=True)):
             normed = ops.add_rms_norm(states, residual, self.norm, 1e-5)
             queries = ops.rotate_and_store(
                 linears["qkv"](normed), self.rotary, batch, kv, num_heads=shape.num_heads
             )
             attended = ops.attend(queries, batch, kv, scale=shape.head_dim**-0.5)
+            if rows is not None and index == shape.num_layers - 1:
+                attended, residual = attended[rows], residual[rows]
             normed = ops.add_rms_norm(linears["out"](attended), residual, self.norm, 1e-5)
             states = linears["down"](ops.gated_silu(linears["gate_up"](normed)))
-        if rows is not None:
-            states, residual = states[rows], residual[rows]
         return self.head(ops.add_rms_norm(states, residual, self.norm, 1e-5)).argmax(dim=-1)
 
-    def _linear(self, small: SmallLinear, size: tuple[int, int]) -> GpuLinear:
-        return GpuLinear(drawn(*size, scale=size[1] ** -0.5), None, small=small)
+    def _linear(self, size: tuple[int, int]) -> GpuLinear:
+        return GpuLinear(drawn(*size, scale=size[1] ** -0.5), None)
 
 
 def measure_limits() -> list[Row]:

@@ -4,6 +4,8 @@ One failed measure must not lose the rows of the others; only a full run writes 
 """
 
 import argparse
+import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
@@ -40,6 +42,8 @@ def run_measures(
 
     `details` may be filled by the measures while they run.
     """
+    # A run that is told to end leaves no server behind: `with` blocks end on this as on any error.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     rows: list[Row] = []
     with (
         tempfile.TemporaryDirectory(prefix="deepseek-bench-") as directory,

@@ -60,8 +60,9 @@ class Session:
         """Bring sequences to where all of them decode."""
         for _ in range(num_sequences):
             self.add(input_tokens=input_tokens, output_tokens=output_tokens)
-        while self.engine.load().num_waiting:
-            self.engine.step()
+        begun: set[int] = set()
+        while len(begun) < num_sequences:
+            begun.update(o.id for o in self.engine.step() if isinstance(o, TokenDelta))
         for _ in range(8):
             self.engine.step()
 

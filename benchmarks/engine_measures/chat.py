@@ -38,6 +38,7 @@ _ROUNDS = {1: 4, 16: 3, 32: 2}
 _SLOW_TOKENS_PER_S = 150
 """A peer below this at 16 streams is measured with fewer rounds at 32, where it has no target."""
 _WARM_UP_TOKENS = 16
+_TABLE_WIDTH = 100
 _IN_PROCESS = "openvino (in process)"
 
 
@@ -265,4 +266,4 @@ def _print(samples: Samples, placement: Placement) -> None:
             *(f"{value:.1f}" if has_latencies else "" for value in latencies),
             f"{sample.text_tokens / sample.num_requests:.1f}" if has_latencies else "",
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=_TABLE_WIDTH).print(table)

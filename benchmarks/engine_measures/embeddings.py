@@ -35,7 +35,7 @@ REQUIREMENTS = (
 _NUM_SENTENCES = 1000
 _ROUNDS = 3
 _BATCH = 32
-"""The default of sentence-transformers; 16 and 64 were no faster for either peer."""
+"""The default of sentence-transformers."""
 _MIN_COSINE = {"float32": 0.99999, "bfloat16": 0.995}
 _HERE = Path(__file__).parent
 

@@ -15,7 +15,7 @@ from engine_measures.gguf import gguf_file
 
 REQUIREMENTS = ("xllamacpp==2026.10.11549",)
 NUM_SLOTS = 32
-"""The highest concurrency measured; fewer slots were not faster at concurrency 1."""
+"""The highest concurrency measured."""
 _SCRIPT = Path(__file__).parent / "peers" / "llama_cpp_server.py"
 
 

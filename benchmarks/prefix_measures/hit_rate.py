@@ -58,7 +58,7 @@ def hit_rate(run: Run) -> list[Row]:
         ),
         bound(
             "- of it, against what the trace allows (%)",
-            100 * ours[-1].num_hit_tokens / _most_hit_tokens(requests),
+            100 * ours[-1].num_hit_tokens / most_hit_tokens(requests),
             at_least=100,
             at_most=100,
         ),
@@ -115,7 +115,7 @@ def _vllm(requests: Sequence[Request], sizes: Sequence[int]) -> list[Result]:
     return [Result(**json.loads(line)) for line in lines]
 
 
-def _most_hit_tokens(requests: Sequence[Request]) -> int:
+def most_hit_tokens(requests: Sequence[Request]) -> int:
     """Count what is found where every full block is kept for ever, without any block pool."""
     kept: dict[tuple[int, ...], int] = {}
     """How many tokens of a prompt that begins with these ids are in full blocks."""

@@ -3,8 +3,8 @@
     python -m prefix_measures.vllm_rule < job.json
 
 The job names the requests, the sizes of the cache in blocks and the replay's settings; one line of
-JSON per size comes back. No model is loaded: the manager is vLLM's class, set up as for a model with
-full attention, prefix caching on.
+JSON per size comes back. No model is loaded: the manager is vLLM's class, set up as for a model
+with full attention, prefix caching on.
 """
 
 import itertools

@@ -58,6 +58,11 @@ class PlainLinear(torch.nn.Module):
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
     """Return the fastest linear layer for the weight's device and number format."""
+    if weight.device.type == "cuda":
+        # Imported here: Triton does not exist on every machine.
+        from deepseek.engine.ops.triton.linear import GpuLinear  # noqa: PLC0415
+
+        return GpuLinear(weight, bias)
     packable = weight.dtype in (torch.float32, torch.bfloat16)
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and packable:
         return PackedLinear(weight, bias)

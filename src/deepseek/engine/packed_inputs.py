@@ -57,7 +57,8 @@ class InputLayout:
 
     @property
     def size(self) -> int:
-        return sum(self._sizes)
+        """Elements of the flat array."""
+        return sum(map(_aligned, self._sizes))
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -67,7 +68,8 @@ class InputLayout:
 
     def pack(self, inputs: StepInputs, flat: Ints) -> None:
         """Fill `flat` (size,) with the inputs and padding."""
-        columns = np.split(flat, np.cumsum(self._sizes)[:-1])
+        columns = np.split(flat, np.cumsum([_aligned(size) for size in self._sizes])[:-1])
+        columns = [column[:size] for column, size in zip(columns, self._sizes, strict=True)]
         tokens, positions, kv_rows, awaited, adapters, starts, lens, due, tables = columns
         _fill(tokens, inputs.token_ids, 0)
         _fill(positions, inputs.positions, 0)
@@ -91,7 +93,12 @@ class InputLayout:
         self, flat: torch.Tensor, last_tokens: torch.Tensor
     ) -> tuple[StepBatch, torch.Tensor]:
         """Return the batch and the int64 due rows; tokens still awaited come from `last_tokens`."""
-        columns = flat.split(self._sizes)
+        columns = [
+            column[:size]
+            for column, size in zip(
+                flat.split([_aligned(size) for size in self._sizes]), self._sizes, strict=True
+            )
+        ]
         tokens, positions, kv_rows, awaited, adapters, starts, lens, due, tables = columns
         known = last_tokens[awaited.clamp(min=0).long()]
         batch = StepBatch(
@@ -107,6 +114,11 @@ class InputLayout:
             adapters=adapters.long() if self.has_adapters else None,
         )
         return batch, due.long()
+
+
+def _aligned(size: int) -> int:
+    """Round up to 16 bytes: Triton compiles a kernel anew for pointers that are not aligned so."""
+    return -(-size // 4) * 4
 
 
 def _fill(column: Ints, values: Ints | None, padding: int) -> None:

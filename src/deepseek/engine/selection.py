@@ -83,6 +83,8 @@ def _load_in_vllm(
 ) -> tuple[Engine, ModelInfo]:
     # vLLM reads these when it is imported. Its CPU build does not always know that it is one.
     os.environ.update(_VLLM_ENVIRONMENT, VLLM_TARGET_DEVICE=device.partition(":")[0])
+    if not logger.isEnabledFor(logging.DEBUG):  # it tells pages at every start
+        logging.getLogger("vllm").setLevel(logging.WARNING)
     try:
         from deepseek.engine.engines.vllm import load_vllm_engine  # noqa: PLC0415 - as above
     except Exception as error:  # a mismatched library beside it raises what it likes

@@ -55,6 +55,20 @@ def test_attention_equals_the_reference(
     assert relative_error(actual[:rows], expected[:rows]) < DTYPES[dtype]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("num_rows", [4096, 4200])
+def test_a_long_fresh_prompt_equals_the_reference(
+    num_rows: int, ops: TritonOps, device: torch.device
+) -> None:
+    shape = Shape(num_heads=4, num_kv_heads=2, key_dim=64, value_dim=64, block_tokens=16)
+    step = random_step([(num_rows, num_rows)], shape, dtype=torch.bfloat16, device=device)
+    expected = ReferenceOps().attend(*_inputs(step.widened()), scale=0.125)
+    actual = ops.attend(*_inputs(step), scale=0.125)
+    assert actual.shape == expected.shape
+    assert relative_error(actual, expected) < DTYPES[torch.bfloat16]
+
+
 def test_counters_are_left_at_zero_for_the_next_step(ops: TritonOps, device: torch.device) -> None:
     step = random_step(STEPS["a long decode"], GROUPED, dtype=torch.float32, device=device)
     first, second = (ops.attend(*_inputs(step), scale=0.2) for _ in range(2))

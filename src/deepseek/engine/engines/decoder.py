@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
-from deepseek.core.errors import ContextLengthExceeded, InvalidRequest
-from deepseek.core.requests import EncodeRequest, FinishReason, GenerateRequest, ModelLoad
+from deepseek.core.errors import InvalidRequest
+from deepseek.core.requests import EncodeRequest, FinishReason, ModelLoad
 from deepseek.core.wire import Failed, TokenDelta
 from deepseek.engine.adapters import AdapterSet
 from deepseek.engine.base import Output, Request
 from deepseek.engine.batch_scheduler import BatchScheduler, Part
 from deepseek.engine.grammar import GrammarCompiler
+from deepseek.engine.request_checks import check_generation
 from deepseek.engine.runner import PendingStep, Runner
 from deepseek.engine.sampling import describe, history
 from deepseek.engine.sequence import Sequence
@@ -68,7 +69,7 @@ class DecoderEngine:
         """Check a generation and queue it."""
         if isinstance(request, EncodeRequest):
             raise InvalidRequest(f"model {self.name!r} generates; it does not encode")
-        self._check(request)
+        check_generation(request, max_model_len=self.max_model_len, vocab_size=self._vocab_size)
         params, prompt = request.sampling, request.prompt_token_ids
         matcher = self._grammars.matcher(params.grammar) if params.grammar else None
         adapter = None if request.adapter is None else self._adapters.acquire(request.adapter)
@@ -154,32 +155,6 @@ class DecoderEngine:
         self._scheduler.remove(sequence, trusted=trusted)
         if sequence.adapter is not None:
             self._adapters.release(sequence.adapter)
-
-    def _check(self, request: GenerateRequest) -> None:
-        prompt, limit = request.prompt_token_ids, self.max_model_len
-        if not prompt:
-            raise InvalidRequest("the prompt has no tokens", param="prompt")
-        if request.sampling.max_tokens < 1:
-            raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
-        if len(prompt) + request.sampling.max_tokens > limit:
-            raise ContextLengthExceeded(
-                f"{len(prompt)} prompt tokens and {request.sampling.max_tokens} new ones exceed "
-                f"the model's {limit}",
-                param="max_tokens",
-            )
-        vocab = self._vocab_size
-        named = {
-            "prompt": prompt,
-            "logit_bias": request.sampling.logit_bias,
-            "stop_token_ids": request.sampling.stop_token_ids,
-        }
-        for param, token_ids in named.items():
-            unknown = next((token for token in token_ids if not 0 <= token < vocab), None)
-            if unknown is not None:
-                raise InvalidRequest(
-                    f"{param}: token id {unknown} is not in the vocabulary, 0 to {vocab - 1}",
-                    param=param,
-                )
 
     # schedule and run
 

@@ -68,9 +68,6 @@ def load_vllm_engine(
     fit, with vLLM's own reason.
     """
     started = time.monotonic()
-    # Pages of it at every start; who debugs the worker wants them.
-    if not logger.isEnabledFor(logging.DEBUG):
-        logging.getLogger("vllm").setLevel(logging.WARNING)
     _check_build(spec, device)
     try:
         config = _engine_args(model, spec, directory, device=device).create_engine_config()
@@ -88,7 +85,8 @@ def load_vllm_engine(
         logger.exception("vLLM could not start model %s", model.name)
         raise ConfigurationError(
             f"models.{model.name}: vLLM {vllm.__version__} could not start it on {device} with "
-            f"{kv_bytes(model, spec, device)} bytes of pools.{spec.pool}.kv_cache_bytes: {_reason(error)}"
+            f"{kv_bytes(model, spec, device)} bytes of pools.{spec.pool}.kv_cache_bytes: "
+            f"{_reason(error)}"
         ) from error
     info = ModelInfo(
         name=model.name,

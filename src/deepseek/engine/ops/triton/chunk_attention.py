@@ -4,6 +4,8 @@ One flash attention kernel (arXiv:2307.08691) over paged or packed keys. The que
 a key head lie side by side in one tile of rows, so a tile reaches over few positions and little is
 computed above the diagonal.
 """
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Triton types a kernel's arguments where it is launched.
 
 from typing import Any
 
@@ -15,12 +17,13 @@ from deepseek.engine.batch import LayerKV
 from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
+    can_describe,
+    describe,
+    fetch_tile,
     head_blocks,
     load_columns,
-    load_tile,
     precision,
     softmax_step,
-    tile_offsets,
 )
 
 _MIN_ROWS = 16
@@ -30,8 +33,8 @@ _MIN_ROWS = 16
 @triton.jit
 def _chunk_kernel(
     queries_ptr,
-    keys_ptr,
-    values_ptr,
+    keys,
+    values,
     out_ptr,
     query_starts_ptr,
     context_lens_ptr,
@@ -54,50 +57,43 @@ def _chunk_kernel(
     REST: tl.constexpr,
     BLOCK_V: tl.constexpr,
     CAUSAL: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """BLOCK_M rows (positions times grouped heads) of one sequence and one key head."""
+    """BLOCK_M rows (positions times grouped heads) of one sequence and one key head.
+
+    DESCRIBED: `keys` and `values` are descriptors of (blocks * heads * BLOCK_TOKENS, dim), by which
+    the copy engine fetches tiles; else pointers.
+    """
     wait_for_inputs(OVERLAP)
-    sequence = tl.program_id(2)
-    head = tl.program_id(1)
+    head, sequence = tl.program_id(1), tl.program_id(2)
     # The last rows see most keys: their programs start first, the short ones fill the end.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     first = tl.load(query_starts_ptr + sequence)
     num_rows = tl.load(query_starts_ptr + sequence + 1) - first
-    if tile * BLOCK_M >= num_rows * GROUP:
-        return
     context = num_rows
     if BLOCK_TOKENS > 0:
         context = tl.load(context_lens_ptr + sequence)
-    if context == 0:
+    if (tile * BLOCK_M >= num_rows * GROUP) | (context == 0):
         return
     packed = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     rows = (first + packed // GROUP).to(tl.int64)
     row_inside = packed < num_rows * GROUP
     heads = head * GROUP + packed % GROUP
     queries = queries_ptr + rows * query_row_stride + heads * KEY_DIM
-    keys = keys_ptr + head.to(tl.int64) * key_head_stride
-    values = values_ptr + head.to(tl.int64) * value_head_stride
-    table = tables_ptr + sequence.to(tl.int64) * table_stride
-
-    if CAUSAL:
-        limits = context - num_rows + packed // GROUP
-        seen_by_all = context - num_rows + tile * BLOCK_M // GROUP + 1
-        end = tl.minimum(context - num_rows + (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1, context)
-    else:
-        limits = tl.full([BLOCK_M], 0, tl.int32) + context - 1
-        seen_by_all = context
-        end = context
-    unmasked = seen_by_all // BLOCK_N * BLOCK_N
-
     query = load_columns(queries, row_inside, 0, MAIN, KEY_DIM)
     query_rest = query
     if REST > 0:
         query_rest = load_columns(queries, row_inside, MAIN, REST, KEY_DIM)
+    table = tables_ptr + sequence.to(tl.int64) * table_stride
+    limits, unmasked, end = _visible(
+        tile * BLOCK_M, packed // GROUP, num_rows, context, GROUP, CAUSAL, BLOCK_M, BLOCK_N
+    )
+
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     out = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
@@ -105,47 +101,59 @@ def _chunk_kernel(
         for start in tl.range(
             unmasked if MASKED else 0, end if MASKED else unmasked, BLOCK_N, num_stages=STAGES
         ):
-            key_offsets = tile_offsets(
-                table,
-                start,
-                context,
-                first,
-                key_block_stride,
-                key_token_stride,
-                BLOCK_TOKENS,
-                BLOCK_N,
-            )
-            key = load_tile(keys + key_offsets, 0, MAIN, KEY_DIM)
+            key = fetch_tile(
+                keys, table, start, context, head, first,
+                key_block_stride, key_head_stride, key_token_stride,
+                0, MAIN, KEY_DIM, NUM_KV_HEADS, BLOCK_TOKENS, DESCRIBED, BLOCK_N, False,
+            )  # fmt: skip
             scores = tl.dot(query, key.T, input_precision=PRECISION)
             if REST > 0:
-                key_rest = load_tile(keys + key_offsets, MAIN, REST, KEY_DIM)
+                key_rest = fetch_tile(
+                    keys, table, start, context, head, first,
+                    key_block_stride, key_head_stride, key_token_stride,
+                    MAIN, REST, KEY_DIM, NUM_KV_HEADS, BLOCK_TOKENS, DESCRIBED, BLOCK_N, False,
+                )  # fmt: skip
                 scores = tl.dot(query_rest, key_rest.T, scores, input_precision=PRECISION)
-            positions = start + tl.arange(0, BLOCK_N)
             if MASKED:
+                positions = start + tl.arange(0, BLOCK_N)
                 scores = tl.where(positions[None, :] <= limits[:, None], scores, float("-inf"))
             weights, maximum, total, factor = softmax_step(scores, maximum, total, scale)
             out = out * factor[:, None]
-            value_offsets = tile_offsets(
-                table,
-                start,
-                context,
-                first,
-                value_block_stride,
-                value_token_stride,
-                BLOCK_TOKENS,
-                BLOCK_N,
-            )
-            if MASKED:
-                # What lies past the context may be no number, which a weight of 0 does not undo.
-                inside = positions < context
-                value = load_columns(values + value_offsets, inside, 0, BLOCK_V, VALUE_DIM)
-            else:
-                value = load_tile(values + value_offsets, 0, BLOCK_V, VALUE_DIM)
+            value = fetch_tile(
+                values, table, start, context, head, first,
+                value_block_stride, value_head_stride, value_token_stride,
+                0, BLOCK_V, VALUE_DIM, NUM_KV_HEADS, BLOCK_TOKENS, DESCRIBED, BLOCK_N, MASKED,
+            )  # fmt: skip
             out = tl.dot(weights.to(value.dtype), value, out, input_precision=PRECISION)
+
     columns = tl.arange(0, BLOCK_V)
     targets = out_ptr + (rows * (NUM_KV_HEADS * GROUP) + heads)[:, None] * VALUE_DIM
     mask = row_inside[:, None] & (columns < VALUE_DIM)[None, :]
     tl.store(targets + columns[None, :], out / total[:, None], mask=mask)
+
+
+@triton.jit
+def _visible(
+    first_packed,
+    row,
+    num_rows,
+    context,
+    GROUP: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Return the last position each row sees, and where the tiles end that all see, and any."""
+    if CAUSAL:
+        past = context - num_rows
+        limits = past + row
+        unmasked = (past + first_packed // GROUP + 1) // BLOCK_N * BLOCK_N
+        end = tl.minimum(past + (first_packed + BLOCK_M - 1) // GROUP + 1, context)
+    else:
+        limits = tl.full([BLOCK_M], 0, tl.int32) + context - 1
+        unmasked = context // BLOCK_N * BLOCK_N
+        end = context
+    return limits, tl.minimum(unmasked, end), end
 
 
 def attend_chunks(
@@ -164,12 +172,16 @@ def attend_chunks(
     num_heads, key_dim = queries.shape[1:]
     num_kv_heads, value_dim = kv.keys.shape[1], kv.values.shape[3]
     group = num_heads // num_kv_heads
-    tiles = _tiles(max_rows * group, key_dim, value_dim, queries.dtype)
+    tiles = _tiles(launch, max_rows * group, dims=(key_dim, value_dim), dtype=queries.dtype)
+    described = launch.has_copy_engine and can_describe(kv, tiles)
+    keys, values = kv.keys, kv.values
+    if described:
+        keys, values = (describe(part, tiles["BLOCK_N"]) for part in (keys, values))
     grid = (triton.cdiv(max_rows * group, tiles["BLOCK_M"]), num_kv_heads, context_lens.shape[0])
     _chunk_kernel[grid](
         queries,
-        kv.keys,
-        kv.values,
+        keys,
+        values,
         out,
         query_starts,
         context_lens,
@@ -185,6 +197,7 @@ def attend_chunks(
         VALUE_DIM=value_dim,
         BLOCK_TOKENS=kv.block_tokens,
         CAUSAL=True,
+        DESCRIBED=described,
         **tiles,
         **launch.options,
     )
@@ -198,7 +211,7 @@ def attend_packed(
     dim = qkv.shape[1] // (3 * num_heads)
     queries, keys, values = qkv.view(num_tokens, 3, num_heads, dim).unbind(1)
     out = torch.empty((num_tokens, num_heads * dim), dtype=qkv.dtype, device=qkv.device)
-    tiles = _tiles(max_len, dim, dim, qkv.dtype)
+    tiles = _tiles(launch, max_len, dims=(dim, dim), dtype=qkv.dtype)
     _chunk_kernel[(triton.cdiv(max_len, tiles["BLOCK_M"]), num_heads, starts.shape[0] - 1)](
         queries,
         keys,
@@ -222,22 +235,27 @@ def attend_packed(
         VALUE_DIM=dim,
         BLOCK_TOKENS=0,
         CAUSAL=False,
+        DESCRIBED=False,
         **tiles,
         **launch.options,
     )
     return out
 
 
-def _tiles(num_rows: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Choose the tile sizes, so that a tile's operands fit in shared memory and registers."""
-    shape = head_blocks(key_dim, value_dim)
+def _tiles(
+    launch: Launch, num_rows: int, *, dims: tuple[int, int], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Choose the tile sizes, so that a tile's operands fit in shared memory and registers.
+
+    Five stages hold two tiles of keys and values besides the one in use: block tables are read
+    ahead of the keys they lead to.
+    """
+    shape = head_blocks(*dims)
     width = max(shape["MAIN"], shape["BLOCK_V"])
     if dtype.itemsize > 2:
         block_m, block_n, stages, warps = 32, 32, 1, 4
-    elif width <= 64:
-        block_m, block_n, stages, warps = 128, 128, 2, 4
     elif width <= 128:
-        block_m, block_n, stages, warps = 128, 64, 3, 8
+        block_m, block_n, stages, warps = 128, 64, 5 if launch.has_large_tiles else 2, 8
     elif width <= 256:
         block_m, block_n, stages, warps = 64, 64, 2, 8
     else:
@@ -249,5 +267,5 @@ def _tiles(num_rows: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> d
         "BLOCK_N": block_n,
         "STAGES": stages,
         "PRECISION": precision(dtype),
-        "num_warps": warps,
+        "num_warps": warps if block_m > 32 else 4,
     }

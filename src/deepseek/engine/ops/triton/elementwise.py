@@ -1,4 +1,6 @@
 """Norms, activations, rotary embedding and stores: kernels bound by memory, fused to read once."""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Triton types a kernel's arguments where it is launched.
 
 import torch
 import triton

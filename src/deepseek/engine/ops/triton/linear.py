@@ -2,9 +2,13 @@
 
 A matrix product of one to sixteen rows is bound by the memory that its weights lie in. The kernel
 streams them through the tensor cores with enough reads in flight, splits the sum over programs
-where the output alone would leave processors idle, and asks for its first weights while the kernel
-before it still runs. Larger batches go to the vendor's library, which is at its best there.
+where the output alone would leave processors idle, and is set up while the kernel before it still
+runs. Larger batches go to the vendor's library, which is at its best there.
 """
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Triton types a kernel's arguments where it is launched.
+
+from functools import cache
 
 import torch
 import triton
@@ -15,12 +19,13 @@ from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
 
 MAX_ROWS = 16
 """Rows up to which the kernel is used; see benchmarks/gpu_kernels.py."""
-_BLOCK_N = 64
+_BLOCK_N = 128
 _BLOCK_K = 128
-_STAGES = 4
-_PROGRAMS_PER_PROCESSOR = 4
+_STAGES = 3
+_PROGRAMS_PER_PROCESSOR = 2
 """Programs wanted at least; more even out their end, fewer cost less to add up."""
 _MAX_SPLITS = 8
+_MIN_ROWS = 16
 _MIN_TILES = 4
 """Steps of the sum that a program should have, to be worth its start."""
 
@@ -65,19 +70,14 @@ def _linear_kernel(
     begin = split * tiles_each * BLOCK_K
     end = tl.minimum(begin + tiles_each * BLOCK_K, width_in)
     weights = weight_ptr + tl.minimum(outputs, width_out - 1).to(tl.int64)[:, None] * width_in
-    inputs = inputs_ptr + tl.minimum(rows, num_rows - 1)[:, None] * inputs_stride
-
-    # No kernel writes weights: the first may be on their way before this one's inputs are there.
-    first = begin + ks
-    inside = (first < end)[None, :]
-    weight = tl.load(weights + first[None, :], mask=inside, other=0.0)
     wait_for_inputs(OVERLAP)
-    values = tl.load(inputs + first[None, :], mask=inside, other=0.0)
-    total = tl.dot(weight, values.T, input_precision="ieee")
-    for start in tl.range(begin + BLOCK_K, end, BLOCK_K, num_stages=STAGES):
+
+    inputs = inputs_ptr + tl.minimum(rows, num_rows - 1)[:, None] * inputs_stride
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
         columns = (start + ks)[None, :]
         if EVEN:
-            weight = tl.load(weights + columns, eviction_policy="evict_first")
+            weight = tl.load(weights + columns)
             values = tl.load(inputs + columns)
         else:
             weight = tl.load(weights + columns, mask=columns < end, other=0.0)
@@ -116,6 +116,11 @@ class SmallLinear:
         num_tiles = triton.cdiv(max_width_out, _BLOCK_N)
         self._arrivals = torch.zeros(num_tiles, dtype=torch.int32, device=device)
 
+    def takes(self, inputs: torch.Tensor) -> bool:
+        """Say whether the kernel is the faster way for these (rows, in)."""
+        is_fit = inputs.shape[0] <= MAX_ROWS and inputs.stride(1) == 1
+        return is_fit and self._launch.has_large_tiles
+
     def __call__(
         self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -125,6 +130,7 @@ class SmallLinear:
         out = torch.empty((num_rows, width_out), dtype=inputs.dtype, device=inputs.device)
         num_tiles = triton.cdiv(width_out, _BLOCK_N)
         tiles_each, splits = self._split(num_tiles, triton.cdiv(width_in, _BLOCK_K))
+        even = width_in % _BLOCK_K == 0
         parts = splits * num_rows * width_out if splits > 1 else 0
         partial = torch.empty(parts, device=inputs.device)
         _linear_kernel[(num_tiles, splits)](
@@ -141,8 +147,8 @@ class SmallLinear:
             tiles_each,
             IS_SPLIT=splits > 1,
             HAS_BIAS=bias is not None,
-            EVEN=width_in % _BLOCK_K == 0,
-            BLOCK_M=16,
+            EVEN=even,
+            BLOCK_M=max(triton.next_power_of_2(num_rows), _MIN_ROWS),
             BLOCK_N=_BLOCK_N,
             BLOCK_K=_BLOCK_K,
             STAGES=_STAGES,
@@ -162,23 +168,27 @@ class SmallLinear:
 class GpuLinear(torch.nn.Module):
     """`y = x W^T + b`, by the kernel for few rows and by the vendor's library for more.
 
-    The choice is made by the number of rows, which is fixed in a captured step.
+    The choice is made by the number of rows, which is fixed in a captured step. Layers of one
+    device share the kernel's counters, so one stream at a time may run them.
     """
 
-    def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, small: SmallLinear
-    ) -> None:
-        """Take `weight` (out, in) as it is; layers of one device share one `small`."""
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Take `weight` (out, in) as it is."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._weight = weight
         self._bias = bias
-        self._small = small
+        self._small = _small_linear(weight.device)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return (..., out) for (..., in)."""
         rows = inputs.reshape(-1, self.in_features)
-        if rows.shape[0] > MAX_ROWS or rows.stride(1) != 1:
+        if not self._small.takes(rows):
             return functional.linear(inputs, self._weight, self._bias)
         out = self._small(rows, self._weight, self._bias)
         return out.view(*inputs.shape[:-1], self.out_features)
+
+
+@cache
+def _small_linear(device: torch.device) -> SmallLinear:
+    return SmallLinear(device)

@@ -3,7 +3,7 @@
 import torch
 
 from deepseek.engine.batch import LayerKV, StepBatch
-from deepseek.engine.ops.triton import chunk_attention, elementwise
+from deepseek.engine.ops.triton import chunk_attention, dense_attention, elementwise
 from deepseek.engine.ops.triton.launching import Launch
 from deepseek.engine.ops.triton.split_attention import MAX_ROWS, SplitAttention
 
@@ -11,9 +11,9 @@ from deepseek.engine.ops.triton.split_attention import MAX_ROWS, SplitAttention
 class TritonOps:
     """See `deepseek.engine.ops.base.Ops`.
 
-    Nothing here reads a tensor on the host. A step whose sequences all bring one row may be captured
-    in a graph: it depends on `StepBatch`'s tensors and on the number of its sequences alone. One
-    stream at a time may use an instance.
+    Nothing here reads a tensor on the host. A step whose sequences all bring one row may be
+    captured in a graph: it depends on `StepBatch`'s tensors and on the number of its sequences
+    alone. One stream at a time may use an instance.
     """
 
     name = "triton"
@@ -66,6 +66,10 @@ class TritonOps:
     def attend(
         self, queries: torch.Tensor, batch: StepBatch, kv: LayerKV, *, scale: float
     ) -> torch.Tensor:
+        if self._launch.is_hopper and dense_attention.takes(queries, batch, kv):
+            return dense_attention.attend_prompt(
+                self._launch, queries, batch=batch, kv=kv, scale=scale
+            ).flatten(1)
         num_rows, num_heads, _ = queries.shape
         shape = (num_rows, num_heads, kv.values.shape[3])
         out = torch.empty(shape, dtype=queries.dtype, device=queries.device)

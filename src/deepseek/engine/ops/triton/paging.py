@@ -1,15 +1,24 @@
 """What the attention kernels share: tiles of keys, rows of grouped queries, online softmax."""
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Triton types a kernel's arguments where it is launched.
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from deepseek.engine.batch import LayerKV
 
 LOG2_E = math.log2(math.e)
 """Softmax is computed with powers of two, which the device has an instruction for."""
 _MIN_BLOCK = 16
 """Shortest side of a matrix product's operand."""
+_MAX_DESCRIBED_WIDTH = 256
+"""Longest side of a tile that the copy engine fetches."""
 
 
 @triton.jit
@@ -31,14 +40,15 @@ def tile_offsets(
     lanes = tl.arange(0, BLOCK_N)
     if BLOCK_TOKENS == 0:
         tokens = first_token + tl.minimum(start + lanes, end - 1)
-        return tokens.to(tl.int64) * token_stride
-    if BLOCK_TOKENS % BLOCK_N == 0:  # the tile lies in one block
+        offsets = tokens.to(tl.int64) * token_stride
+    elif BLOCK_TOKENS % BLOCK_N == 0:  # the tile lies in one block
         block = tl.load(table_ptr + start // BLOCK_TOKENS).to(tl.int64)
-        return block * block_stride + (start % BLOCK_TOKENS + lanes) * token_stride
-    positions = start + lanes
-    blocks = tl.load(table_ptr + positions // BLOCK_TOKENS, mask=positions < end, other=0)
-    offsets = positions % BLOCK_TOKENS
-    return blocks.to(tl.int64) * block_stride + offsets * token_stride
+        offsets = block * block_stride + (start % BLOCK_TOKENS + lanes) * token_stride
+    else:
+        positions = start + lanes
+        blocks = tl.load(table_ptr + positions // BLOCK_TOKENS, mask=positions < end, other=0)
+        offsets = blocks.to(tl.int64) * block_stride + positions % BLOCK_TOKENS * token_stride
+    return offsets
 
 
 @triton.jit
@@ -58,6 +68,50 @@ def load_tile(pointers, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.conste
     if FIRST + WIDTH <= DIM:
         return tl.load(pointers[:, None] + columns[None, :])
     return tl.load(pointers[:, None] + columns[None, :], mask=(columns < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def fetch_tile(
+    state,
+    table_ptr,
+    start,
+    end,
+    head,
+    first_token,
+    block_stride,
+    head_stride,
+    token_stride,
+    FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHECKED: tl.constexpr,
+):
+    """Return columns of the keys (or values) at `start` to `start + BLOCK_N` of one head.
+
+    DESCRIBED: `state` is what `describe` returns, else a pointer. CHECKED: zeros from `end` on,
+    where what is stored may be no number, which a weight of 0 would not undo.
+    """
+    inside = start + tl.arange(0, BLOCK_N) < end
+    if DESCRIBED:
+        block = tl.load(table_ptr + start // BLOCK_TOKENS)
+        row = (block * NUM_KV_HEADS + head) * BLOCK_TOKENS + start % BLOCK_TOKENS
+        tile = state.load([row, 0])
+        if CHECKED:
+            tile = tl.where(inside[:, None], tile, 0.0)
+    else:
+        offsets = tile_offsets(
+            table_ptr, start, end, first_token, block_stride, token_stride, BLOCK_TOKENS, BLOCK_N
+        )
+        pointers = state + head.to(tl.int64) * head_stride + offsets
+        if CHECKED:
+            tile = load_columns(pointers, inside, FIRST, WIDTH, DIM)
+        else:
+            tile = load_tile(pointers, FIRST, WIDTH, DIM)
+    return tile
 
 
 @triton.jit
@@ -91,3 +145,19 @@ def head_blocks(key_dim: int, value_dim: int) -> dict[str, int]:
 def precision(dtype: torch.dtype) -> str:
     """Return the precision of matrix products: exact for float32, of no effect for halves."""
     return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def can_describe(kv: LayerKV, blocks: Mapping[str, Any]) -> bool:
+    """Say whether tiles of this size can be fetched by `describe`'s descriptors: whole rows, inside
+    one block each."""
+    is_whole = blocks["MAIN"] == kv.keys.shape[3] and blocks["BLOCK_V"] == kv.values.shape[3]
+    is_plain = kv.keys.is_contiguous() and kv.values.is_contiguous()
+    width = max(blocks["MAIN"], blocks["BLOCK_V"])
+    is_inside = kv.block_tokens % blocks["BLOCK_N"] == 0
+    return is_whole and is_plain and is_inside and width <= _MAX_DESCRIBED_WIDTH
+
+
+def describe(state: torch.Tensor, num_tokens: int) -> TensorDescriptor:
+    """Return a descriptor by which the copy engine (Hopper's TMA) fetches tiles of `num_tokens`."""
+    rows = state.view(-1, state.shape[3])
+    return TensorDescriptor.from_tensor(rows, [num_tokens, state.shape[3]])

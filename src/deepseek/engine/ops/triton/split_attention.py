@@ -4,6 +4,8 @@ The keys of one sequence are split over several programs, so that a small batch 
 the program that finishes last adds the parts up (arXiv:2311.01282 calls it split-KV, or
 Flash-Decoding). The query heads that share a key head are rows of one matrix product.
 """
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# Triton types a kernel's arguments where it is launched.
 
 from typing import Any
 
@@ -15,12 +17,11 @@ from deepseek.engine.batch import LayerKV
 from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
+    fetch_tile,
     head_blocks,
     load_columns,
-    load_tile,
     precision,
     softmax_step,
-    tile_offsets,
 )
 
 MAX_ROWS = 64
@@ -30,7 +31,7 @@ _MIN_ROWS = 16
 _MAX_SPLITS = 32
 _MAX_SPLIT_UNITS = 16384
 """Sequences times heads times tiles of rows beyond which splitting cannot be needed."""
-_PROGRAMS_PER_PROCESSOR = 4
+_PROGRAMS_PER_PROCESSOR = 2
 """How many programs a step should have at least, to keep the memory busy."""
 
 
@@ -38,17 +39,20 @@ _PROGRAMS_PER_PROCESSOR = 4
 def _partial_attention(
     queries,
     row_inside,
-    keys_ptr,
-    values_ptr,
+    keys,
+    values,
     table_ptr,
+    head,
     limits,
     begin,
     end,
     context,
     scale,
     key_block_stride,
+    key_head_stride,
     key_token_stride,
     value_block_stride,
+    value_head_stride,
     value_token_stride,
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -70,33 +74,29 @@ def _partial_attention(
     total = tl.zeros([BLOCK_M], tl.float32)
     out = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-        positions = start + tl.arange(0, BLOCK_N)
-        offsets = tile_offsets(
-            table_ptr, start, context, 0, key_block_stride, key_token_stride, BLOCK_TOKENS, BLOCK_N
-        )
-        key = load_tile(keys_ptr + offsets, 0, MAIN, KEY_DIM)
+        key = fetch_tile(
+            keys, table_ptr, start, context, head, 0,
+            key_block_stride, key_head_stride, key_token_stride,
+            0, MAIN, KEY_DIM, 0, BLOCK_TOKENS, False, BLOCK_N, SHARED,
+        )  # fmt: skip
         scores = tl.dot(query, key.T, input_precision=PRECISION)
         if REST > 0:
-            key_rest = load_tile(keys_ptr + offsets, MAIN, REST, KEY_DIM)
+            key_rest = fetch_tile(
+                keys, table_ptr, start, context, head, 0,
+                key_block_stride, key_head_stride, key_token_stride,
+                MAIN, REST, KEY_DIM, 0, BLOCK_TOKENS, False, BLOCK_N, False,
+            )  # fmt: skip
             scores = tl.dot(query_rest, key_rest.T, scores, input_precision=PRECISION)
+        positions = start + tl.arange(0, BLOCK_N)
         scores = tl.where(positions[None, :] <= limits[:, None], scores, float("-inf"))
         weights, maximum, total, factor = softmax_step(scores, maximum, total, scale)
-        # What lies past the context may be no number at all, which a weight of 0 does not undo.
-        inside = positions < context
-        if SHARED:
-            value = tl.where(inside[:, None], key, 0.0)
-        else:
-            offsets = tile_offsets(
-                table_ptr,
-                start,
-                context,
-                0,
-                value_block_stride,
-                value_token_stride,
-                BLOCK_TOKENS,
-                BLOCK_N,
-            )
-            value = load_columns(values_ptr + offsets, inside, 0, BLOCK_V, VALUE_DIM)
+        value = key
+        if not SHARED:
+            value = fetch_tile(
+                values, table_ptr, start, context, head, 0,
+                value_block_stride, value_head_stride, value_token_stride,
+                0, BLOCK_V, VALUE_DIM, 0, BLOCK_TOKENS, False, BLOCK_N, True,
+            )  # fmt: skip
         out = out * factor[:, None]
         out = tl.dot(weights.to(value.dtype), value, out, input_precision=PRECISION)
     return out, maximum, total
@@ -132,6 +132,36 @@ def _combine(
         )
         out += part * tl.exp2(maximum - top)[:, None]
     return out / total[:, None]
+
+
+@triton.jit
+def _leave_part(
+    out,
+    maximum,
+    total,
+    mask,
+    targets,
+    split,
+    active,
+    partial_ptr,
+    stats_ptr,
+    arrival_ptr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Leave one split's part of a unit; the last of its `active` programs adds all up."""
+    lanes = tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_V)
+    part = partial_ptr + (split * BLOCK_M + lanes)[:, None] * BLOCK_V + columns[None, :]
+    tl.store(part, out, mask=mask)
+    tl.store(stats_ptr + split * 2 * BLOCK_M + lanes, maximum)
+    tl.store(stats_ptr + (split * 2 + 1) * BLOCK_M + lanes, total)
+    tl.debug_barrier()  # every thread's stores come before the program's arrival
+    if tl.atomic_add(arrival_ptr, 1, sem="acq_rel") == active - 1:
+        out = _combine(partial_ptr, stats_ptr, active, mask, BLOCK_V, BLOCK_M, SPLITS)
+        tl.store(targets, out, mask=mask)
+        tl.store(arrival_ptr, 0)  # for the next layer
 
 
 @triton.jit
@@ -197,49 +227,24 @@ def _split_kernel(
     begin = split * tiles_each * BLOCK_N
     if begin < context:
         out, maximum, total = _partial_attention(
-            queries_ptr + query_heads * KEY_DIM,
-            row_inside,
-            keys_ptr + head.to(tl.int64) * key_head_stride,
-            values_ptr + head.to(tl.int64) * value_head_stride,
-            tables_ptr + sequence.to(tl.int64) * table_stride,
-            limits,
-            begin,
-            tl.minimum(begin + tiles_each * BLOCK_N, context),
-            context,
-            scale,
-            key_block_stride,
-            key_token_stride,
-            value_block_stride,
-            value_token_stride,
-            KEY_DIM,
-            VALUE_DIM,
-            BLOCK_TOKENS,
-            SHARED,
-            MAIN,
-            REST,
-            BLOCK_V,
-            BLOCK_M,
-            BLOCK_N,
-            STAGES,
-            PRECISION,
-        )
+            queries_ptr + query_heads * KEY_DIM, row_inside, keys_ptr, values_ptr,
+            tables_ptr + sequence.to(tl.int64) * table_stride, head, limits,
+            begin, tl.minimum(begin + tiles_each * BLOCK_N, context), context, scale,
+            key_block_stride, key_head_stride, key_token_stride,
+            value_block_stride, value_head_stride, value_token_stride,
+            KEY_DIM, VALUE_DIM, BLOCK_TOKENS, SHARED, MAIN, REST, BLOCK_V, BLOCK_M, BLOCK_N,
+            STAGES, PRECISION,
+        )  # fmt: skip
         if SPLITS == 1:
             tl.store(targets, out / total[:, None], mask=mask)
         else:
             unit = sequence * tl.num_programs(1) + tl.program_id(1)
-            partial_ptr += unit.to(tl.int64) * (SPLITS * BLOCK_M * BLOCK_V)
-            stats_ptr += unit.to(tl.int64) * (SPLITS * BLOCK_M * 2)
-            lanes = tl.arange(0, BLOCK_M)
-            part = partial_ptr + (split * BLOCK_M + lanes)[:, None] * BLOCK_V + columns[None, :]
-            tl.store(part, out, mask=mask)
-            tl.store(stats_ptr + split * 2 * BLOCK_M + lanes, maximum)
-            tl.store(stats_ptr + (split * 2 + 1) * BLOCK_M + lanes, total)
-            tl.debug_barrier()  # every thread's stores come before the program's arrival
-            active = tl.cdiv(num_tiles, tiles_each)
-            if tl.atomic_add(arrivals_ptr + unit, 1, sem="acq_rel") == active - 1:
-                out = _combine(partial_ptr, stats_ptr, active, mask, BLOCK_V, BLOCK_M, SPLITS)
-                tl.store(targets, out, mask=mask)
-                tl.store(arrivals_ptr + unit, 0)  # for the next layer
+            _leave_part(
+                out, maximum, total, mask, targets, split, tl.cdiv(num_tiles, tiles_each),
+                partial_ptr + unit.to(tl.int64) * (SPLITS * BLOCK_M * BLOCK_V),
+                stats_ptr + unit.to(tl.int64) * (SPLITS * BLOCK_M * 2),
+                arrivals_ptr + unit, BLOCK_V, BLOCK_M, SPLITS,
+            )  # fmt: skip
     elif context == 0 and split == 0:
         tl.store(targets, tl.zeros([BLOCK_M, BLOCK_V], tl.float32), mask=mask)
 
@@ -271,7 +276,8 @@ class SplitAttention:
 
         With `max_rows` 1 sequence i is row i, and `query_starts` is not read.
         """
-        num_sequences, num_heads, key_dim = context_lens.shape[0], *queries.shape[1:]
+        num_sequences = context_lens.shape[0]
+        num_heads, key_dim = queries.shape[1:]
         num_kv_heads, value_dim = kv.keys.shape[1], kv.values.shape[3]
         group = num_heads // num_kv_heads
         packed = triton.next_power_of_2(max_rows * group)

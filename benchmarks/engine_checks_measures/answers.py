@@ -58,7 +58,8 @@ async def _tiny_rows(paths: dict[str, Path], count: int) -> list[Row]:
         for way in ("batched", "alone")
     }
     rows: list[Row] = []
-    async with running(models, pool=_POOL) as (_, replica):
+    # Two threads would spend such small steps waiting for each other.
+    async with running(models, pool=_POOL.model_copy(update={"num_threads": 1})) as (_, replica):
         for family, path in paths.items():
             work = _tiny_work(path, count)
             batched = await answers_of(
@@ -111,7 +112,7 @@ def _compare(
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     gaps: list[float] = []
     for (prompt, _), *both in zip(work, batched, alone, strict=True):
-        found = {tuple(tokens): _gap(model, prompt, tokens) for tokens in both}
+        found = {tokens: _gap(model, prompt, tokens) for tokens in set(map(tuple, both))}
         gaps += [gap for tokens in both if (gap := found[tuple(tokens)]) is not None]
     rows = [
         bound(

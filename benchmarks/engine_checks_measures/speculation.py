@@ -73,11 +73,11 @@ async def _speed(run: Run, name: str, settings: dict[str, str]) -> list[Row]:
                 rounds = [
                     await _round(
                         replica,
-                        make(generator, run.count(2, 1) * concurrency, f"{concurrency} {number}"),
+                        make(generator, max(2, concurrency), f"{concurrency} {number}"),
                         concurrency=concurrency,
                         first=(_PLAIN, _SPECULATING)[number % 2],
                     )
-                    for number in range(run.count(9, 1))
+                    for number in range(run.count(11, 1))
                 ]
                 about = f"{name}, {make.__name__.replace('_', '-')}, concurrency {concurrency}"
                 rows += _rows(about, rounds, at_least=at_least)

@@ -1,4 +1,4 @@
-"""The benchmark `engine_checks` in its short form: it runs, and its promises hold on tiny models."""
+"""The benchmark `engine_checks` in its short form: its promises hold on tiny models."""
 
 import os
 import subprocess

@@ -18,7 +18,13 @@ from deepseek.engine.batch_scheduler import Part
 from deepseek.engine.runner import CpuRunner, FinishedStep, PendingStep
 from tests.engine.families import greedy, make_engine, run_all
 
-FAMILIES = ["tiny_llama_dir", "tiny_qwen2_dir", "tiny_qwen3_dir", "tiny_gpt2_dir"]
+FAMILIES = [
+    "tiny_llama_dir",
+    "tiny_mistral_dir",
+    "tiny_qwen2_dir",
+    "tiny_qwen3_dir",
+    "tiny_gpt2_dir",
+]
 
 
 def vocab_size(path: Path) -> int:

@@ -23,15 +23,17 @@ class Session:
         self._ids = itertools.count()
         self._random = random.Random(7)  # noqa: S311 - reproducible prompts
 
-    def add(self, *, input_tokens: int, output_tokens: int) -> None:
-        """Queue a request with a prompt that shares nothing with others."""
+    def request(self, *, input_tokens: int, output_tokens: int) -> GenerateRequest:
+        """Return a request with a prompt that shares nothing with others."""
         prompt = [self._random.randrange(2, VOCAB) for _ in range(input_tokens)]
         sampling = SamplingParams(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
-        self.engine.add(
-            GenerateRequest(
-                id=next(self._ids), model="m", prompt_token_ids=prompt, sampling=sampling
-            )
+        return GenerateRequest(
+            id=next(self._ids), model="m", prompt_token_ids=prompt, sampling=sampling
         )
+
+    def add(self, *, input_tokens: int, output_tokens: int) -> None:
+        """Queue such a request."""
+        self.engine.add(self.request(input_tokens=input_tokens, output_tokens=output_tokens))
 
     def generate(self, *, num_requests: int, input_tokens: int, output_tokens: int) -> float:
         """Run requests that are all there from the start; return output tokens a second."""
@@ -52,8 +54,9 @@ class Session:
 
     def first_token(self, *, input_tokens: int) -> float:
         """Return the seconds from adding a prompt to its first token."""
+        request = self.request(input_tokens=input_tokens, output_tokens=1)
         start = time.perf_counter()
-        self.add(input_tokens=input_tokens, output_tokens=1)
+        self.engine.add(request)
         return next(when for when, count in list(self._steps()) if count) - start
 
     def fill(self, *, num_sequences: int, input_tokens: int, output_tokens: int) -> None:

@@ -77,3 +77,25 @@ class StepBatch:
     @property
     def num_rows(self) -> int:
         return self.token_ids.shape[0]
+
+    def of_rows(self, rows: torch.Tensor) -> "StepBatch":
+        """Return the batch in which each of the int64 `rows` stands alone.
+
+        For what comes after the keys have been stored: each row is a sequence of one row, with
+        the context that it sees in this batch.
+        """
+        count = rows.shape[0]
+        positions = self.positions[rows]
+        owners = torch.searchsorted(self.query_starts, rows.to(torch.int32), right=True) - 1
+        return StepBatch(
+            token_ids=self.token_ids[rows],
+            positions=positions,
+            kv_rows=self.kv_rows[rows],
+            query_starts=torch.arange(count + 1, dtype=torch.int32, device=rows.device),
+            context_lens=(positions + 1).to(torch.int32),
+            block_tables=self.block_tables[owners],
+            num_decodes=count,
+            max_query_rows=1,
+            max_context_len=self.max_context_len,
+            adapters=None if self.adapters is None else self.adapters[rows],
+        )

@@ -181,11 +181,17 @@ class BatchScheduler:
 
     def _should_wait(self, sequence: Sequence) -> bool:
         """Say whether another prompt is computing a prefix worth waiting for."""
+        self._extend(sequence, len(sequence.tokens))
+        # Digests are chained: one that differs says that all after it do.
+        place = WORTH_WAITING_TOKENS // self.pool.block_tokens - 1
+        if place >= len(sequence.digests):
+            return False
         coming = max(
             (
                 min(common_prefix(sequence.tokens, other.tokens), other.num_prompt)
                 for other in self.running
-                if other.num_pending > 1 and other.salt == sequence.salt
+                if other.num_pending > 1
+                and other.digests[place : place + 1] == sequence.digests[place : place + 1]
             ),
             default=0,
         )

@@ -81,7 +81,9 @@ class _Layer:
         qkv = self._qkv(self._attn_norm(states), adapters)
         queries, keys, values = qkv.view(len(qkv), 3, self._num_heads, -1).unbind(1)
         self._ops.store(keys, values, batch, kv)
-        attended = self._ops.attend(queries, batch, kv, scale=queries.shape[-1] ** -0.5)
+        attended = self._ops.attend(
+            queries.contiguous(), batch, kv, scale=queries.shape[-1] ** -0.5
+        )
         states = states + self._out(attended, adapters)
         inner = self._act(self._up(self._mlp_norm(states), adapters))
         down: torch.Tensor = self._down(inner, adapters)

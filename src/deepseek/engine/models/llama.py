@@ -79,10 +79,13 @@ class LlamaDecoder:
         """Return the logits of the due rows."""
         residual = embedding(batch.token_ids, self._embedding)
         states = torch.zeros_like(residual)
-        for layer, kv in zip(self._layers, layers, strict=True):
+        for layer, kv in zip(self._layers[:-1], layers[:-1], strict=True):
             states = layer.forward(states, residual, batch, kv)
+        queries = self._layers[-1].store(states, residual, batch, layers[-1])
         if rows is not None:
-            states, residual = states[rows], residual[rows]
+            # The last layer's keys and values are all that the other rows are needed for.
+            queries, residual, batch = queries[rows], residual[rows], batch.of_rows(rows)
+        states = self._layers[-1].attend(queries, residual, batch, layers[-1])
         normed = self._ops.add_rms_norm(states, residual, self._norm, self._eps)
         logits: torch.Tensor = self._head(normed)
         return logits
@@ -152,9 +155,14 @@ class _Layer:
         self, states: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: LayerKV
     ) -> torch.Tensor:
         """Return what the next norm must add to `residual`, which is updated in place."""
-        ops = self._ops
-        normed = ops.add_rms_norm(states, residual, self._attn_norm, self._eps)
-        queries = ops.rotate_and_store(
+        return self.attend(self.store(states, residual, batch, kv), residual, batch, kv)
+
+    def store(
+        self, states: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: LayerKV
+    ) -> torch.Tensor:
+        """Update `residual`, store the rows' keys and values, return their queries."""
+        normed = self._ops.add_rms_norm(states, residual, self._attn_norm, self._eps)
+        return self._ops.rotate_and_store(
             self._qkv(normed, batch.adapters),
             self._rotary,
             batch,
@@ -163,8 +171,13 @@ class _Layer:
             head_norms=self._head_norms,
             eps=self._eps,
         )
-        attended = ops.attend(queries, batch, kv, scale=self._scale)
-        normed = ops.add_rms_norm(
+
+    def attend(
+        self, queries: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: LayerKV
+    ) -> torch.Tensor:
+        """Return what the next norm must add to `residual`, after attention and the MLP."""
+        attended = self._ops.attend(queries, batch, kv, scale=self._scale)
+        normed = self._ops.add_rms_norm(
             self._out(attended, batch.adapters), residual, self._mlp_norm, self._eps
         )
         return self._feed_forward.forward(normed, batch)

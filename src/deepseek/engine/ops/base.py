@@ -65,7 +65,7 @@ class Ops(Protocol):
     def attend(
         self, queries: torch.Tensor, batch: StepBatch, kv: LayerKV, *, scale: float
     ) -> torch.Tensor:
-        """Return causal attention of (rows, heads, key_dim) over the stored state.
+        """Return causal attention of contiguous (rows, heads, key_dim) over the stored state.
 
         Consecutive heads / kv_heads query heads share one kv head. Returns (rows, heads *
         value_dim) in the queries' type.

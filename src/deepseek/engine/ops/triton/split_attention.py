@@ -177,6 +177,8 @@ def _split_kernel(
     context_lens_ptr,
     tables_ptr,
     table_stride,
+    query_row_stride,
+    query_head_stride,
     scale,
     key_block_stride,
     key_head_stride,
@@ -216,10 +218,12 @@ def _split_kernel(
     packed = (tl.program_id(1) % TILES) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows = (first + packed // GROUP).to(tl.int64)
     row_inside = packed < num_rows * GROUP
-    query_heads = rows * (NUM_KV_HEADS * GROUP) + head * GROUP + packed % GROUP
+    heads = head * GROUP + packed % GROUP
+    queries = queries_ptr + rows * query_row_stride + heads * query_head_stride
     limits = context - num_rows + packed // GROUP
     columns = tl.arange(0, BLOCK_V)
-    targets = out_ptr + query_heads[:, None] * VALUE_DIM + columns[None, :]
+    targets = out_ptr + (rows * (NUM_KV_HEADS * GROUP) + heads)[:, None] * VALUE_DIM
+    targets += columns[None, :]
     mask = row_inside[:, None] & (columns < VALUE_DIM)[None, :]
 
     num_tiles = tl.cdiv(context, BLOCK_N)
@@ -227,7 +231,7 @@ def _split_kernel(
     begin = split * tiles_each * BLOCK_N
     if begin < context:
         out, maximum, total = _partial_attention(
-            queries_ptr + query_heads * KEY_DIM, row_inside, keys_ptr, values_ptr,
+            queries, row_inside, keys_ptr, values_ptr,
             tables_ptr + sequence.to(tl.int64) * table_stride, head, limits,
             begin, tl.minimum(begin + tiles_each * BLOCK_N, context), context, scale,
             key_block_stride, key_head_stride, key_token_stride,
@@ -302,6 +306,7 @@ class SplitAttention:
             context_lens,
             block_tables,
             block_tables.stride(0),
+            *queries.stride()[:2],
             scale * LOG2_E,
             *kv.keys.stride()[:3],
             *kv.values.stride()[:3],

@@ -17,6 +17,7 @@ from deepseek.engine.batch import LayerKV
 from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
+    VARYING,
     can_describe,
     describe,
     fetch_tile,
@@ -30,7 +31,7 @@ _MIN_ROWS = 16
 """Rows of the smallest matrix product."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _chunk_kernel(
     queries_ptr,
     keys,
@@ -157,7 +158,7 @@ def _visible(
     return limits, tl.minimum(unmasked, end), end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["end_ptr", "num_rows"])
 def _clear_kernel(
     out_ptr,
     end_ptr,
@@ -289,8 +290,8 @@ def _tiles(
     """
     shape = head_blocks(*dims)
     width = max(shape["MAIN"], shape["BLOCK_V"])
-    if dtype.itemsize > 2:
-        block_m, block_n, stages, warps = 32, 32, 1, 4
+    if dtype.itemsize > 2:  # no tensor cores: small tiles, or all is spilled
+        block_m, block_n, stages, warps = 16, 16 if width > 128 else 32, 1, 8
     elif width <= 128:
         block_m, block_n, stages, warps = 128, 64, 5 if launch.has_large_tiles else 2, 8
     elif width <= 256:
@@ -304,5 +305,5 @@ def _tiles(
         "BLOCK_N": block_n,
         "STAGES": stages,
         "PRECISION": precision(dtype),
-        "num_warps": warps if block_m > 32 else 4,
+        "num_warps": warps,
     }

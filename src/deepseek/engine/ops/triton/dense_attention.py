@@ -25,7 +25,7 @@ _MAX_DIM = 128
 """Widest head that cuDNN's fast kernel takes."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_ptr", "num_tokens", "num_rows"])
 def _gather_kernel(
     state_ptr,
     out_ptr,

@@ -17,6 +17,7 @@ from deepseek.engine.batch import LayerKV
 from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
+    VARYING,
     fetch_tile,
     head_blocks,
     load_columns,
@@ -164,7 +165,7 @@ def _leave_part(
         tl.store(arrival_ptr, 0)  # for the next layer
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _split_kernel(
     queries_ptr,
     keys_ptr,

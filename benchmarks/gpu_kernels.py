@@ -9,17 +9,15 @@ captured graph over paged state, prompts eagerly. Needs a GPU:
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
+from frame import Row, bound, comparison, fact, finish
 from torch.nn.functional import linear
 
-from benchmarks.frame import Row, bound, comparison, fact, finish
 from deepseek.engine.batch import LayerKV, StepBatch
-from deepseek.engine.ops.triton.linear import GpuLinear, SmallLinear
+from deepseek.engine.ops.triton.linear import MAX_ROWS, GpuLinear, SmallLinear
 from deepseek.engine.ops.triton.ops import TritonOps
 
 DEVICE = torch.device("cuda")
@@ -27,6 +25,11 @@ DTYPE = torch.bfloat16
 BLOCK_TOKENS = 64
 L2_BYTES = 50_000_000
 REPEATS = 20
+SCALE = 128**-0.5
+DECODES = ((1, 576), (1, 8192), (16, 576), (64, 576), (128, 576), (256, 576), (256, 1088))
+"""(sequences, context)"""
+PROMPTS = ((1, 512), (1, 2048), (1, 8192), (16, 512))
+"""(prompts, length)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,11 @@ class ModelShape:
             "down": (self.hidden, self.inner),
             "head": (self.vocab, self.hidden),
         }
+
+
+def blocks(num_tokens: int) -> int:
+    """Return how many blocks hold so many tokens."""
+    return -(-num_tokens // BLOCK_TOKENS)
 
 
 def drawn(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -96,8 +104,8 @@ def graph_seconds(calls: Sequence[Callable[[], object]]) -> float:
 
 def decode_batch(num_sequences: int, context: int, *, max_blocks: int) -> StepBatch:
     """Return a step of one row for each sequence, blocks in random order."""
-    blocks = torch.randperm(num_sequences * max_blocks, device=DEVICE)
-    tables = blocks.view(num_sequences, max_blocks).int()
+    order = torch.randperm(num_sequences * max_blocks, device=DEVICE)
+    tables = order.view(num_sequences, max_blocks).int()
     rows = torch.arange(num_sequences, device=DEVICE)
     last = context - 1
     slots = tables[:, last // BLOCK_TOKENS].long() * BLOCK_TOKENS + last % BLOCK_TOKENS
@@ -116,14 +124,13 @@ def decode_batch(num_sequences: int, context: int, *, max_blocks: int) -> StepBa
 
 def prompt_batch(num_prompts: int, length: int) -> StepBatch:
     """Return a step of whole prompts."""
-    max_blocks = -(-length // BLOCK_TOKENS)
-    tables = torch.randperm(num_prompts * max_blocks, device=DEVICE).view(num_prompts, -1).int()
+    tables = torch.randperm(num_prompts * blocks(length), device=DEVICE).view(num_prompts, -1).int()
     positions = torch.arange(length, device=DEVICE).repeat(num_prompts)
-    blocks = tables.long().repeat_interleave(BLOCK_TOKENS, dim=1)[:, :length].flatten()
+    owners = tables.long().repeat_interleave(BLOCK_TOKENS, dim=1)[:, :length].flatten()
     return StepBatch(
         token_ids=positions,
         positions=positions,
-        kv_rows=blocks * BLOCK_TOKENS + positions % BLOCK_TOKENS,
+        kv_rows=owners * BLOCK_TOKENS + positions % BLOCK_TOKENS,
         query_starts=torch.arange(num_prompts + 1, device=DEVICE, dtype=torch.int32) * length,
         context_lens=torch.full((num_prompts,), length, device=DEVICE, dtype=torch.int32),
         block_tables=tables,
@@ -178,15 +185,15 @@ class Stack:
         return GpuLinear(drawn(*size, scale=size[1] ** -0.5), None)
 
 
-def measure_limits() -> list[Row]:
-    """Measure what the device can do: copies, reads, matrix products."""
+def measure_limits(shape: ModelShape) -> list[Row]:
+    """Measure what the device can do: copies and matrix products."""
     source = drawn(1 << 31)
     target = torch.empty_like(source)
-    copy_s = seconds(lambda: target.copy_(source))
-    del source, target
     left, right = drawn(8192, 8192), drawn(8192, 8192)
-    product_s = seconds(lambda: left @ right)
+    copy_s = seconds(partial(target.copy_, source))
+    product_s = seconds(partial(torch.matmul, left, right))
     return [
+        fact("device", torch.cuda.get_device_name()),
         fact("copy, read and written, TB/s", 2 * 2 * (1 << 31) / copy_s / 1e12),
         fact("matrix product of 8192, TFLOP/s", 2 * 8192**3 / product_s / 1e12),
     ]
@@ -199,19 +206,20 @@ def measure_linears(shape: ModelShape) -> list[Row]:
     for name, (width_out, width_in) in shape.linears.items():
         size = width_out * width_in * DTYPE.itemsize
         weights = [drawn(width_out, width_in) for _ in range(-(-8 * L2_BYTES // size))]
-        for num_rows in (1, 4, 8, 16):
+        for num_rows in (1, 8, MAX_ROWS):
             inputs = drawn(num_rows, width_in)
-            ours_s = graph_seconds([lambda w=w, x=inputs: small(x, w) for w in weights])
-            peer_s = graph_seconds([lambda w=w, x=inputs: linear(x, w) for w in weights])
+            ours_s = graph_seconds([partial(small, inputs, weight) for weight in weights])
+            peer_s = graph_seconds([partial(linear, inputs, weight) for weight in weights])
+            label = f"{name} of {num_rows} rows"
             rows.append(
                 comparison(
-                    f"{name} of {num_rows} rows, us (peer: cuBLAS)",
+                    f"{label}, us (peer: cuBLAS)",
                     ours=ours_s * 1e6,
                     peer=peer_s * 1e6,
                     lower_is_better=True,
                 )
             )
-            rows.append(fact(f"{name} of {num_rows} rows, TB/s", size / ours_s / 1e12))
+            rows.append(fact(f"{label}, TB/s", size / ours_s / 1e12))
     return rows
 
 
@@ -219,21 +227,12 @@ def measure_decode_attention(shape: ModelShape) -> list[Row]:
     """Measure reading the paged state, one layer."""
     ops = TritonOps(DEVICE)
     rows = []
-    for num_sequences, context in (
-        (1, 576),
-        (1, 8192),
-        (16, 576),
-        (64, 576),
-        (256, 576),
-        (256, 1088),
-    ):
-        max_blocks = -(-(context + 64) // BLOCK_TOKENS)
-        batch = decode_batch(num_sequences, context, max_blocks=max_blocks)
-        layers = [paged_state(shape, num_sequences * max_blocks) for _ in range(4)]
+    for num_sequences, context in DECODES:
+        batch = decode_batch(num_sequences, context, max_blocks=blocks(context + 64))
+        layers = [paged_state(shape, batch.block_tables.numel()) for _ in range(4)]
         queries = drawn(num_sequences, shape.num_heads, shape.head_dim)
-        taken_s = graph_seconds(
-            [lambda kv=kv: ops.attend(queries, batch, kv, scale=0.1) for kv in layers]
-        )
+        calls = [partial(ops.attend, queries, batch, kv, scale=SCALE) for kv in layers]
+        taken_s = graph_seconds(calls)
         read = num_sequences * context * 2 * shape.num_kv_heads * shape.head_dim * DTYPE.itemsize
         name = f"decode attention, {num_sequences} x {context}"
         rows += [fact(f"{name}, us", taken_s * 1e6), fact(f"{name}, TB/s", read / taken_s / 1e12)]
@@ -244,11 +243,11 @@ def measure_prompt_attention(shape: ModelShape) -> list[Row]:
     """Measure whole prompts, one layer."""
     ops = TritonOps(DEVICE)
     rows = []
-    for num_prompts, length in ((1, 8192), (1, 2048), (16, 512)):
+    for num_prompts, length in PROMPTS:
         batch = prompt_batch(num_prompts, length)
         kv = paged_state(shape, batch.block_tables.numel())
         queries = drawn(num_prompts * length, shape.num_heads, shape.head_dim)
-        taken_s = seconds(lambda: ops.attend(queries, batch, kv, scale=0.1))
+        taken_s = seconds(partial(ops.attend, queries, batch, kv, scale=SCALE))
         work = 2 * num_prompts * length**2 * shape.num_heads * shape.head_dim
         name = f"prompt attention, {num_prompts} x {length}"
         rows += [
@@ -261,48 +260,42 @@ def measure_prompt_attention(shape: ModelShape) -> list[Row]:
 def measure_steps(shape: ModelShape) -> list[Row]:
     """Measure whole steps: decoding from a graph, prompts eagerly."""
     stack = Stack(shape)
-    max_blocks = 1152 // BLOCK_TOKENS
-    layers = [paged_state(shape, 256 * max_blocks) for _ in range(shape.num_layers)]
+    most = max(sequences * blocks(context) for sequences, context in DECODES + PROMPTS)
+    layers = [paged_state(shape, most) for _ in range(shape.num_layers)]
     rows = []
-    for num_sequences, context in (
-        (1, 576),
-        (16, 576),
-        (64, 576),
-        (128, 576),
-        (256, 576),
-        (256, 1088),
-    ):
-        batch = decode_batch(num_sequences, context, max_blocks=max_blocks)
-        taken_s = graph_seconds([lambda batch=batch: stack.forward(batch, layers)])
-        at_most = 6.5 if num_sequences == 1 else None
-        rows.append(
-            bound(f"decode step, {num_sequences} x {context}, ms", taken_s * 1e3, at_most=at_most)
-        )
-    for num_prompts, length in ((1, 512), (1, 2048), (1, 8192), (16, 512)):
+    for num_sequences, context in DECODES:
+        batch = decode_batch(num_sequences, context, max_blocks=blocks(context))
+        taken_s = graph_seconds([partial(stack.forward, batch, layers)])
+        at_most = 6.5 if (num_sequences, context) == (1, 576) else None
+        name = f"decode step, {num_sequences} x {context}, ms"
+        rows.append(bound(name, taken_s * 1e3, at_most=at_most))
+    for num_prompts, length in PROMPTS:
         batch = prompt_batch(num_prompts, length)
         last = batch.query_starts[1:].long() - 1
-        taken_s = seconds(lambda: stack.forward(batch, layers, rows=last), repeats=5)
+        taken_s = seconds(partial(stack.forward, batch, layers, rows=last), repeats=5)
         at_most = 200.0 if length == 8192 else None
-        rows.append(
-            bound(f"prompt step, {num_prompts} x {length}, ms", taken_s * 1e3, at_most=at_most)
-        )
+        name = f"prompt step, {num_prompts} x {length}, ms"
+        rows.append(bound(name, taken_s * 1e3, at_most=at_most))
     return rows
+
+
+MEASURES = (
+    measure_limits,
+    measure_linears,
+    measure_decode_attention,
+    measure_prompt_attention,
+    measure_steps,
+)
 
 
 @torch.inference_mode()
 def main() -> int:
     """Run every part."""
-    shape = ModelShape()
-    rows = [fact("device", torch.cuda.get_device_name())]
-    for part in (
-        measure_linears,
-        measure_decode_attention,
-        measure_prompt_attention,
-        measure_steps,
-    ):
-        rows += part(shape)
+    rows = []
+    for measure in MEASURES:
+        rows += measure(ModelShape())
         torch.cuda.empty_cache()
-    return finish("gpu_kernels", [*measure_limits(), *rows])
+    return finish("gpu_kernels", rows)
 
 
 if __name__ == "__main__":

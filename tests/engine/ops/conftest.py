@@ -1,5 +1,6 @@
 """Every implementation of `Ops` runs the whole suite; a new one is a line in `IMPLEMENTATIONS`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,9 +34,24 @@ def _native() -> Implementation:
         pytest.skip(str(error))
 
 
+def _triton() -> Implementation:
+    pytest.importorskip("triton")
+    from deepseek.engine.ops.triton.ops import TritonOps  # noqa: PLC0415 - where there is Triton
+
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        return Implementation(TritonOps(device), device)
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs CUDA, or TRITON_INTERPRET=1")
+    # The interpreter multiplies the bits of bfloat16 numbers, as integers.
+    device = torch.device("cpu")
+    return Implementation(TritonOps(device), device, dtypes=(torch.float32,))
+
+
 IMPLEMENTATIONS: dict[str, Callable[[], Implementation]] = {
     "reference": _reference,
     "native": _native,
+    "triton": _triton,
 }
 
 

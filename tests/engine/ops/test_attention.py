@@ -67,7 +67,9 @@ def test_large_scores_do_not_overflow(ops: Ops, device: torch.device) -> None:
     queries = draw(batch.num_rows, 9, 64) * 1000
     expected = definitions.attend(queries, batch, kv, 1.0).flatten(1)
     given = queries.to(device), moved(batch, device), on_device(kv, device)
-    assert_close(ops.attend(*given, scale=1.0), expected, torch.float32)
+    out = ops.attend(*given, scale=1.0).cpu()
+    # Scores of some 8,000 are known to 5e-4 in float32, and so is the share of a near rival.
+    assert (out - expected).norm() / expected.norm() < 1e-4
 
 
 @settings(
@@ -106,7 +108,9 @@ def test_what_a_row_gets_depends_on_its_own_sequence_only(
 
 @pytest.mark.parametrize("dim", [32, 64, 24])
 @pytest.mark.parametrize(
-    "lengths", [[1], [5, 512, 70, 128], [16] * 20, [0, 3, 0, 97]], ids=["one", "mixed", "equal", "empty"]
+    "lengths",
+    [[1], [5, 512, 70, 128], [16] * 20, [0, 3, 0, 97]],
+    ids=["one", "mixed", "equal", "empty"],
 )
 def test_attend_packed(
     lengths: list[int], dim: int, ops: Ops, device: torch.device, dtype: torch.dtype

@@ -17,6 +17,7 @@ from deepseek.engine.batch import LayerKV
 from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
+    VARYING,
     can_describe,
     describe,
     fetch_tile,
@@ -30,7 +31,7 @@ _MIN_ROWS = 16
 """Rows of the smallest matrix product."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _chunk_kernel(
     queries_ptr,
     keys,
@@ -41,6 +42,7 @@ def _chunk_kernel(
     tables_ptr,
     table_stride,
     query_row_stride,
+    query_head_stride,
     scale,
     key_block_stride,
     key_head_stride,
@@ -78,13 +80,13 @@ def _chunk_kernel(
     context = num_rows
     if BLOCK_TOKENS > 0:
         context = tl.load(context_lens_ptr + sequence)
-    if (tile * BLOCK_M >= num_rows * GROUP) | (context == 0):
+    if tile * BLOCK_M >= num_rows * GROUP:
         return
     packed = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     rows = (first + packed // GROUP).to(tl.int64)
     row_inside = packed < num_rows * GROUP
     heads = head * GROUP + packed % GROUP
-    queries = queries_ptr + rows * query_row_stride + heads * KEY_DIM
+    queries = queries_ptr + rows * query_row_stride + heads * query_head_stride
     query = load_columns(queries, row_inside, 0, MAIN, KEY_DIM)
     query_rest = query
     if REST > 0:
@@ -94,8 +96,7 @@ def _chunk_kernel(
         tile * BLOCK_M, packed // GROUP, num_rows, context, GROUP, CAUSAL, BLOCK_M, BLOCK_N
     )
 
-    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    maximum, total = tl.full([BLOCK_M], float("-inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32)
     out = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     for MASKED in tl.static_range(2):  # first the tiles that every row sees whole
         for start in tl.range(
@@ -129,6 +130,7 @@ def _chunk_kernel(
     columns = tl.arange(0, BLOCK_V)
     targets = out_ptr + (rows * (NUM_KV_HEADS * GROUP) + heads)[:, None] * VALUE_DIM
     mask = row_inside[:, None] & (columns < VALUE_DIM)[None, :]
+    total = tl.where(total > 0, total, 1.0)  # padding has seen nothing
     tl.store(targets + columns[None, :], out / total[:, None], mask=mask)
 
 
@@ -154,6 +156,42 @@ def _visible(
         unmasked = context // BLOCK_N * BLOCK_N
         end = context
     return limits, tl.minimum(unmasked, end), end
+
+
+@triton.jit(do_not_specialize=["end_ptr", "num_rows"])
+def _clear_kernel(
+    out_ptr,
+    end_ptr,
+    num_rows,
+    width,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    wait_for_inputs(OVERLAP)
+    end = tl.load(end_ptr)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cleared = ((rows >= end) & (rows < num_rows))[:, None]
+    if (tl.program_id(0) + 1) * ROWS > end:
+        for first in range(0, width, BLOCK):
+            columns = (first + tl.arange(0, BLOCK))[None, :]
+            targets = out_ptr + rows.to(tl.int64)[:, None] * width + columns
+            tl.store(targets, 0.0, mask=cleared & (columns < width))
+
+
+def clear_padding(launch: Launch, out: torch.Tensor, query_starts: torch.Tensor) -> None:
+    """Zero the rows of (rows, heads, dim) that belong to no sequence."""
+    num_rows, width = out.shape[0], out.shape[1] * out.shape[2]
+    _clear_kernel[(triton.cdiv(num_rows, _MIN_ROWS),)](
+        out,
+        query_starts[-1:],
+        num_rows,
+        width,
+        ROWS=_MIN_ROWS,
+        BLOCK=128,
+        num_warps=4,
+        **launch.options,
+    )
 
 
 def attend_chunks(
@@ -187,7 +225,7 @@ def attend_chunks(
         context_lens,
         block_tables,
         block_tables.stride(0),
-        queries.stride(0),
+        *queries.stride()[:2],
         scale * LOG2_E,
         *kv.keys.stride()[:3],
         *kv.values.stride()[:3],
@@ -221,7 +259,7 @@ def attend_packed(
         starts,
         starts,
         0,
-        queries.stride(0),
+        *queries.stride()[:2],
         dim**-0.5 * LOG2_E,
         0,
         keys.stride(1),
@@ -252,8 +290,8 @@ def _tiles(
     """
     shape = head_blocks(*dims)
     width = max(shape["MAIN"], shape["BLOCK_V"])
-    if dtype.itemsize > 2:
-        block_m, block_n, stages, warps = 32, 32, 1, 4
+    if dtype.itemsize > 2:  # no tensor cores: small tiles, or all is spilled
+        block_m, block_n, stages, warps = 16, 16 if width > 128 else 32, 1, 8
     elif width <= 128:
         block_m, block_n, stages, warps = 128, 64, 5 if launch.has_large_tiles else 2, 8
     elif width <= 256:
@@ -267,5 +305,5 @@ def _tiles(
         "BLOCK_N": block_n,
         "STAGES": stages,
         "PRECISION": precision(dtype),
-        "num_warps": warps if block_m > 32 else 4,
+        "num_warps": warps,
     }

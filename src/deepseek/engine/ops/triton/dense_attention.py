@@ -25,7 +25,7 @@ _MAX_DIM = 128
 """Widest head that cuDNN's fast kernel takes."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_ptr", "num_tokens", "num_rows"])
 def _gather_kernel(
     state_ptr,
     out_ptr,
@@ -60,7 +60,7 @@ def takes(queries: torch.Tensor, batch: StepBatch, kv: LayerKV) -> bool:
     """Say whether the step is one prompt from its beginning, and worth it."""
     num_rows, _, dim = queries.shape
     is_fresh = batch.num_decodes == 0 and batch.max_context_len == batch.max_query_rows
-    is_alone = batch.context_lens.shape[0] == 1
+    is_alone = batch.context_lens.shape[0] == 1 and num_rows == batch.max_query_rows
     is_plain = kv.keys.shape == kv.values.shape and dim % 8 == 0 and dim <= _MAX_DIM
     is_half = queries.itemsize == 2 and kv.keys.dtype == queries.dtype
     return is_fresh and is_alone and is_plain and is_half and num_rows >= _MIN_ROWS

@@ -76,7 +76,7 @@ def _store_halves(pointers, first, second, mask, DIM: tl.constexpr):
     tl.store(pointers + DIM // 2, second, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions_ptr", "kv_rows_ptr"])
 def _rotate_and_store_kernel(
     qkv_ptr,
     rotary_ptr,
@@ -145,7 +145,7 @@ def _rotate_and_store_kernel(
     _store_halves(values_ptr + value + halves[None, :], first, second, stored & ~is_rotated, DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kv_rows_ptr"])
 def _store_kernel(
     source_ptr,
     kv_rows_ptr,

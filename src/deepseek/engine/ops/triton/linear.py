@@ -39,7 +39,7 @@ def _sum_splits(partial, active, stride, mask, BLOCK_N: tl.constexpr, BLOCK_M: t
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _linear_kernel(
     inputs_ptr,
     weight_ptr,
@@ -119,12 +119,12 @@ class SmallLinear:
     def takes(self, inputs: torch.Tensor) -> bool:
         """Say whether the kernel is the faster way for these (rows, in)."""
         is_fit = inputs.shape[0] <= MAX_ROWS and inputs.stride(1) == 1
-        return is_fit and self._launch.has_large_tiles
+        return is_fit and inputs.itemsize == 2 and self._launch.has_large_tiles
 
     def __call__(
         self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return (rows, out) for (rows, in), at most `MAX_ROWS` rows."""
+        """Return (rows, out) for (rows, in) that `takes` approves of; `weight` is contiguous."""
         num_rows, width_in = inputs.shape
         width_out = weight.shape[0]
         out = torch.empty((num_rows, width_out), dtype=inputs.dtype, device=inputs.device)
@@ -173,10 +173,10 @@ class GpuLinear(torch.nn.Module):
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Take `weight` (out, in) as it is."""
+        """Take `weight` (out, in), copied where its rows do not lie one after another."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._weight = weight
+        self._weight = weight.contiguous()
         self._bias = bias
         self._small = _small_linear(weight.device)
 

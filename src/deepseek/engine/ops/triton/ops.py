@@ -87,6 +87,8 @@ class TritonOps:
             )
         if num_sequences > num_decodes:
             self._attend_chunks(queries, out, batch=batch, kv=kv, scale=scale)
+        if num_rows > num_decodes:
+            chunk_attention.clear_padding(self._launch, out, batch.query_starts)
         return out.flatten(1)
 
     def attend_packed(

@@ -17,6 +17,9 @@ LOG2_E = math.log2(math.e)
 """Softmax is computed with powers of two, which the device has an instruction for."""
 _MIN_BLOCK = 16
 """Shortest side of a matrix product's operand."""
+VARYING = ("query_starts_ptr", "context_lens_ptr", "tables_ptr", "table_stride")
+"""Arguments whose alignment changes from step to step: a kernel compiled for each would stop the
+service for a second in the middle of its work."""
 _MAX_DESCRIBED_WIDTH = 256
 """Longest side of a tile that the copy engine fetches."""
 

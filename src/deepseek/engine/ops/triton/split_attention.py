@@ -17,6 +17,7 @@ from deepseek.engine.batch import LayerKV
 from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
+    VARYING,
     fetch_tile,
     head_blocks,
     load_columns,
@@ -164,7 +165,7 @@ def _leave_part(
         tl.store(arrival_ptr, 0)  # for the next layer
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _split_kernel(
     queries_ptr,
     keys_ptr,
@@ -177,6 +178,8 @@ def _split_kernel(
     context_lens_ptr,
     tables_ptr,
     table_stride,
+    query_row_stride,
+    query_head_stride,
     scale,
     key_block_stride,
     key_head_stride,
@@ -216,10 +219,12 @@ def _split_kernel(
     packed = (tl.program_id(1) % TILES) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows = (first + packed // GROUP).to(tl.int64)
     row_inside = packed < num_rows * GROUP
-    query_heads = rows * (NUM_KV_HEADS * GROUP) + head * GROUP + packed % GROUP
+    heads = head * GROUP + packed % GROUP
+    queries = queries_ptr + rows * query_row_stride + heads * query_head_stride
     limits = context - num_rows + packed // GROUP
     columns = tl.arange(0, BLOCK_V)
-    targets = out_ptr + query_heads[:, None] * VALUE_DIM + columns[None, :]
+    targets = out_ptr + (rows * (NUM_KV_HEADS * GROUP) + heads)[:, None] * VALUE_DIM
+    targets += columns[None, :]
     mask = row_inside[:, None] & (columns < VALUE_DIM)[None, :]
 
     num_tiles = tl.cdiv(context, BLOCK_N)
@@ -227,7 +232,7 @@ def _split_kernel(
     begin = split * tiles_each * BLOCK_N
     if begin < context:
         out, maximum, total = _partial_attention(
-            queries_ptr + query_heads * KEY_DIM, row_inside, keys_ptr, values_ptr,
+            queries, row_inside, keys_ptr, values_ptr,
             tables_ptr + sequence.to(tl.int64) * table_stride, head, limits,
             begin, tl.minimum(begin + tiles_each * BLOCK_N, context), context, scale,
             key_block_stride, key_head_stride, key_token_stride,
@@ -302,6 +307,7 @@ class SplitAttention:
             context_lens,
             block_tables,
             block_tables.stride(0),
+            *queries.stride()[:2],
             scale * LOG2_E,
             *kv.keys.stride()[:3],
             *kv.values.stride()[:3],

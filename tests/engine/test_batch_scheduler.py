@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.core.wire import TokenDelta
+from deepseek.engine.adapters import AdapterSet
 from deepseek.engine.batch_scheduler import BatchScheduler
 from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.grammar import GrammarCompiler
@@ -124,6 +125,7 @@ class House:
             eos_token_ids=ends,
             vocab_size=VOCAB_SIZE,
             max_model_len=world.num_blocks * world.block_tokens,
+            adapters=AdapterSet((), dtype=torch.float32, device="cpu", max_adapters=1, max_rank=1),
             speculation=Speculation(ngram=1, max_draft=5) if world.speculates else None,
         )
         self.answers: dict[int, list[int]] = {}

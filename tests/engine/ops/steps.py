@@ -75,7 +75,9 @@ def make_batch(
 def poison_unused(kv: LayerKV, batch: StepBatch) -> None:
     """Overwrite every slot of the state that no sequence of the step has filled."""
     used = torch.zeros(kv.keys.shape[0], kv.block_tokens, dtype=torch.bool)
-    for table, context in zip(batch.block_tables.tolist(), batch.context_lens.tolist(), strict=True):
+    for table, context in zip(
+        batch.block_tables.tolist(), batch.context_lens.tolist(), strict=True
+    ):
         for position in range(context):
             used[table[position // kv.block_tokens], position % kv.block_tokens] = True
     for state in (kv.keys, kv.values):

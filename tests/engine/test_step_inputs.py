@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepseek.core.requests import GenerateRequest, SamplingParams
+from deepseek.engine.adapters import LoadedAdapter
 from deepseek.engine.batch_scheduler import Part
 from deepseek.engine.sequence import Sequence
 from deepseek.engine.step_inputs import build_inputs, pad_rows
@@ -24,7 +25,13 @@ def make_sequence(
         sampling=SamplingParams(max_tokens=9),
     )
     return Sequence(
-        request=request, tokens=tokens, num_prompt=len(tokens), blocks=blocks, adapter=adapter
+        request=request,
+        tokens=tokens,
+        num_prompt=len(tokens),
+        blocks=blocks,
+        adapter=LoadedAdapter(name="a", index=adapter, salt=b"a", projections=())
+        if adapter
+        else None,
     )
 
 

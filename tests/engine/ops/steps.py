@@ -28,7 +28,7 @@ class Part:
 
 
 def random_kv(heads: Heads, num_blocks: int, *, dtype: torch.dtype, seed: int = 0) -> LayerKV:
-    """Return state whose every element is drawn; keys and values are strided views of one tensor."""
+    """Return random state; keys and values are strided views of one tensor."""
     width = heads.key_dim + (0 if heads.values_in_keys else heads.value_dim)
     random = torch.Generator().manual_seed(seed)
     size = (num_blocks, heads.num_kv_heads, heads.block_tokens, width)
@@ -75,7 +75,9 @@ def make_batch(
 def poison_unused(kv: LayerKV, batch: StepBatch) -> None:
     """Overwrite every slot of the state that no sequence of the step has filled."""
     used = torch.zeros(kv.keys.shape[0], kv.block_tokens, dtype=torch.bool)
-    for table, context in zip(batch.block_tables.tolist(), batch.context_lens.tolist(), strict=True):
+    for table, context in zip(
+        batch.block_tables.tolist(), batch.context_lens.tolist(), strict=True
+    ):
         for position in range(context):
             used[table[position // kv.block_tokens], position % kv.block_tokens] = True
     for state in (kv.keys, kv.values):

@@ -106,7 +106,9 @@ def test_what_a_row_gets_depends_on_its_own_sequence_only(
 
 @pytest.mark.parametrize("dim", [32, 64, 24])
 @pytest.mark.parametrize(
-    "lengths", [[1], [5, 512, 70, 128], [16] * 20, [0, 3, 0, 97]], ids=["one", "mixed", "equal", "empty"]
+    "lengths",
+    [[1], [5, 512, 70, 128], [16] * 20, [0, 3, 0, 97]],
+    ids=["one", "mixed", "equal", "empty"],
 )
 def test_attend_packed(
     lengths: list[int], dim: int, ops: Ops, device: torch.device, dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""INT8 linear layers for CPUs: weights per output channel, activations per row as they come.
+"""INT8 linear layers for CPUs: weights per output channel, activations quantised as they come.
 
 On AVX512-VNNI our own kernel runs; elsewhere torch's FBGEMM, slower. In both, what a row gets does
 not depend on the rows it is batched with.
@@ -16,8 +16,8 @@ from deepseek.engine.native.library import TYPES, Int8Weights, Kernels, load_ker
 _TILE = 16
 """Outputs of a weight tile of the kernel."""
 
-_MAX_INPUTS = 2**31 // (255 * 127) - 1
-"""32-bit sums of 8-bit products hold this many terms."""
+GROUP = 64
+"""Neighbouring inputs of a row that the kernel quantises by one scale and zero point."""
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,13 +46,11 @@ class Int8Linear(torch.nn.Module):
         """Quantise and pack `weight` (out, in); the original may be freed afterwards."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        if self.in_features > _MAX_INPUTS:
-            raise ValueError(f"{self.in_features} inputs: at most {_MAX_INPUTS} can be summed")
         quantized, scales = quantize_rows(weight)
         padding = -self.out_features % _TILE
         self._tiles = _pack(quantized)
         self._scales = functional.pad(scales, (0, padding))
-        self._sums = functional.pad(quantized.sum(dim=1, dtype=torch.int32), (0, padding))
+        self._sums = _group_sums(quantized)
         self._bias = None if bias is None else functional.pad(bias.float(), (0, padding))
         self._view = Int8Weights(
             *(self._tiles.data_ptr(), self._scales.data_ptr(), self._sums.data_ptr()),
@@ -112,6 +110,14 @@ def _pack(quantized: torch.Tensor) -> torch.Tensor:
     padded = functional.pad(quantized, (0, -in_features % 4, 0, -out_features % _TILE))
     tiles = padded.view(padded.shape[0] // _TILE, _TILE, padded.shape[1] // 4, 4)
     return tiles.transpose(1, 2).contiguous()
+
+
+def _group_sums(quantized: torch.Tensor) -> torch.Tensor:
+    """Return (tiles, groups, 16) int16: what a zero point of one counts for, group by group."""
+    padding = (0, -quantized.shape[1] % GROUP, 0, -quantized.shape[0] % _TILE)
+    groups = functional.pad(quantized, padding).unflatten(1, (-1, GROUP))
+    sums = groups.sum(dim=2, dtype=torch.int16)
+    return sums.unflatten(0, (-1, _TILE)).transpose(1, 2).contiguous()
 
 
 def _fbgemm_packed(quantized: torch.Tensor, scales: torch.Tensor) -> Any:

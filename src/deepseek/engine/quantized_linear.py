@@ -1,6 +1,7 @@
-"""INT8 linear layers for CPUs: weights per output channel, activations per row as they come.
+"""INT8 linear layers for CPUs: weights per output channel, activations quantised as they come.
 
-On AVX512-VNNI our own kernel runs; elsewhere torch's FBGEMM does the same arithmetic, slower.
+On AVX512-VNNI our own kernel runs; elsewhere torch's FBGEMM, slower. In both, what a row gets does
+not depend on the rows it is batched with.
 """
 
 import ctypes
@@ -15,8 +16,8 @@ from deepseek.engine.native.library import TYPES, Int8Weights, Kernels, load_ker
 _TILE = 16
 """Outputs of a weight tile of the kernel."""
 
-_MAX_INPUTS = 2**31 // (255 * 127) - 1
-"""32-bit sums of 8-bit products hold this many terms."""
+GROUP = 64
+"""Neighbouring inputs of a row that the kernel quantises by one scale and zero point."""
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,13 +46,11 @@ class Int8Linear(torch.nn.Module):
         """Quantise and pack `weight` (out, in); the original may be freed afterwards."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        if self.in_features > _MAX_INPUTS:
-            raise ValueError(f"{self.in_features} inputs: at most {_MAX_INPUTS} can be summed")
         quantized, scales = quantize_rows(weight)
         padding = -self.out_features % _TILE
         self._tiles = _pack(quantized)
         self._scales = functional.pad(scales, (0, padding))
-        self._sums = functional.pad(quantized.sum(dim=1, dtype=torch.int32), (0, padding))
+        self._sums = _group_sums(quantized)
         self._bias = None if bias is None else functional.pad(bias.float(), (0, padding))
         self._view = Int8Weights(
             *(self._tiles.data_ptr(), self._scales.data_ptr(), self._sums.data_ptr()),
@@ -79,18 +78,30 @@ class Int8Linear(torch.nn.Module):
 
 
 class FbgemmInt8Linear(torch.nn.Module):
-    """The same through torch's FBGEMM, for processors and machines our kernel does not serve."""
+    """The same through torch's FBGEMM, for machines that our kernel does not serve.
+
+    FBGEMM quantises all rows by one range. Here every row is scaled to the range -1 to 1 first, and
+    a row that spans it exactly is added, so that the range is the same whatever the batch.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Quantise and pack `weight` (out, in); the original may be freed afterwards."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._packed = _fbgemm_packed(*quantize_rows(weight), bias)
+        self._packed = _fbgemm_packed(*quantize_rows(weight))
+        self._bias = None if bias is None else bias.float()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return (..., out) for (..., in)."""
-        out = torch.ops.quantized.linear_dynamic(inputs.float(), self._packed)
-        return out.to(inputs.dtype)
+        rows = inputs.reshape(-1, self.in_features).float()
+        largest = rows.abs().amax(dim=1, keepdim=True)
+        largest = torch.where(largest > 0, largest, 1.0)
+        spanning = torch.zeros(2, self.in_features)
+        spanning[0, 0], spanning[1, 0] = -1.0, 1.0
+        scaled = torch.cat((rows / largest, spanning))
+        out = torch.ops.quantized.linear_dynamic(scaled, self._packed)[:-2] * largest
+        out = out if self._bias is None else out + self._bias
+        return out.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
 
 def _pack(quantized: torch.Tensor) -> torch.Tensor:
@@ -101,11 +112,19 @@ def _pack(quantized: torch.Tensor) -> torch.Tensor:
     return tiles.transpose(1, 2).contiguous()
 
 
-def _fbgemm_packed(quantized: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> Any:
+def _group_sums(quantized: torch.Tensor) -> torch.Tensor:
+    """Return (tiles, groups, 16) int16: what a zero point of one counts for, group by group."""
+    padding = (0, -quantized.shape[1] % GROUP, 0, -quantized.shape[0] % _TILE)
+    groups = functional.pad(quantized, padding).unflatten(1, (-1, GROUP))
+    sums = groups.sum(dim=2, dtype=torch.int16)
+    return sums.unflatten(0, (-1, _TILE)).transpose(1, 2).contiguous()
+
+
+def _fbgemm_packed(quantized: torch.Tensor, scales: torch.Tensor) -> Any:
     """Pack for `quantized.linear_dynamic`, the one use of torch's deprecated quantised tensors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tensor = torch._make_per_channel_quantized_tensor(
             quantized, scales.double(), torch.zeros(len(scales), dtype=torch.int64), 0
         )
-        return torch.ops.quantized.linear_prepack(tensor, None if bias is None else bias.float())
+        return torch.ops.quantized.linear_prepack(tensor, None)

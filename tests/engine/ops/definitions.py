@@ -1,4 +1,6 @@
-"""The operations as their papers write them, in float64, one row at a time: what all are held to."""
+"""The operations written out in float64, one row at a time: what all are held to."""
+
+from itertools import pairwise
 
 import torch
 
@@ -42,7 +44,7 @@ def attend_packed(qkv: torch.Tensor, starts: torch.Tensor, num_heads: int) -> to
     queries, keys, values = qkv.double().view(qkv.shape[0], 3, num_heads, -1).unbind(1)
     out = torch.empty_like(queries)
     bounds = starts.tolist()
-    for first, end in zip(bounds, bounds[1:], strict=False):
+    for first, end in pairwise(bounds):
         part = slice(first, end)
         scores = torch.einsum("qhd,khd->hqk", queries[part], keys[part])
         weights = (scores * queries.shape[-1] ** -0.5).softmax(-1)

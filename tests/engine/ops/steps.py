@@ -28,7 +28,7 @@ class Part:
 
 
 def random_kv(heads: Heads, num_blocks: int, *, dtype: torch.dtype, seed: int = 0) -> LayerKV:
-    """Return state whose every element is drawn; keys and values are strided views of one tensor."""
+    """Return random state; keys and values are strided views of one tensor."""
     width = heads.key_dim + (0 if heads.values_in_keys else heads.value_dim)
     random = torch.Generator().manual_seed(seed)
     size = (num_blocks, heads.num_kv_heads, heads.block_tokens, width)

@@ -12,7 +12,7 @@ from deepseek.engine.ops.reference import ReferenceOps
 
 
 def cpu_ops() -> Ops:
-    """Return this CPU's fastest operations: native where they can be built, else plain torch."""
+    """Return native operations where they can be built, else plain torch's."""
     kernels = load_kernels()
     return ReferenceOps() if kernels is None else NativeOps(kernels)
 

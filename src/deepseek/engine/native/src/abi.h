@@ -29,7 +29,7 @@ struct PagedKV {
 struct Int8Weights {
     const int8_t* tiles;   // (tiles of 16 outputs, inputs / 4, 16, 4), zeros where padded
     const float* scales;   // (outputs, padded to whole tiles)
-    const int32_t* sums;   // (outputs, padded): sum of each output's weights
+    const int16_t* sums;   // (tiles, inputs / 64, 16): sums of each output's weights, 64 by 64
     const float* bias;     // (outputs, padded) or null
     int64_t num_outputs, num_inputs;
 };

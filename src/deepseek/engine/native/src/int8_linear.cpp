@@ -1,9 +1,10 @@
-// y = x W^T + b with 8-bit weights (symmetric, one scale per output) and activations quantised row by
-// row on the way in (8 bits, with a zero point).
+// y = x W^T + b with 8-bit weights (symmetric, one scale per output) and activations quantised on the
+// way in: 8 bits, a scale and a zero point for every 64 inputs of a row. One scale per row would
+// save a tenth of the time and cost three times the error (docs/decisions/0004).
 //
 // Weights lie in tiles of 16 outputs: four inputs of each output are one 32-bit lane, which
-// vpdpbusd multiplies by four activations and adds to a 32-bit sum. A register tile is 6 rows by 64
-// outputs; what a thread computes is a range of weight tiles, so weights are read once a step.
+// vpdpbusd multiplies by four activations and adds to a 32-bit sum. What a thread computes is a range
+// of weight tiles, so weights are read from memory once a step.
 #include <algorithm>
 #include <cmath>
 
@@ -16,36 +17,65 @@
 
 namespace {
 
-constexpr int kTile = 16;   // outputs of a weight tile
-constexpr int kTiles = 4;   // weight tiles of a register tile
-constexpr int kRows = 6;    // rows of a register tile
+constexpr int kTile = 16;     // outputs of a weight tile
+constexpr int kGroup = 64;    // inputs that share a scale
+constexpr int kRows = 6;      // rows of a register tile, which has two sums for each of its
+constexpr int kTiles = 2;     // 6 x 2 vectors
+constexpr int kFewRows = 3;   // or, for few rows, of its
+constexpr int kManyTiles = 4;  // 3 x 4
 
+// Quantised rows, by the parts that a register tile takes at once. Of a part of R rows four inputs of
+// one row are followed by the same four of the next, so that a tile reads one stream of memory.
 struct Quantised {
-    uint8_t* values;  // (rows, stride)
-    int64_t stride;
-    float* scales;    // (rows,)
-    int32_t* zeros;   // (rows,) zero points
+    int64_t num_rows, max_rows, groups;
+    uint8_t* values;  // of each part (groups * kGroup / 4, R, 4)
+    float* scales;    // of each part (groups, R)
+    float* offsets;   // of each part (groups, R): zero points, scaled
+
+    int64_t num_parts() const { return (num_rows + max_rows - 1) / max_rows; }
+    int64_t first_row(int64_t part) const { return num_rows * part / num_parts(); }
 };
 
 // Zero is always inside the range, so that it stays exact.
 template <class T>
-void quantise_row(const T* row, int64_t width, uint8_t* out, float* scale, int32_t* zero) {
+void quantise_group(const T* from, int64_t size, uint8_t* out, int64_t quad_stride, float* scale,
+                    float* offset) {
     vfloat low{}, high{};
-    for_vectors(width, [&](int64_t i, auto load, auto) {
-        const vfloat x = load(row + i);
+    for_vectors(size, [&](int64_t i, auto load, auto) {
+        const vfloat x = load(from + i);
         low = minimum(low, x);
         high = maximum(high, x);
     });
     const float lowest = smallest(low), range = largest(high) - lowest;
     *scale = range > 0.0f ? range / 255.0f : 1.0f;
     const float inverse = 1.0f / *scale;
-    *zero = static_cast<int32_t>(std::lrintf(-lowest * inverse));
-    const __m512i offset = _mm512_set1_epi32(*zero);
-    for_vectors(width, [&](int64_t i, auto load, auto) {
-        const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)(load(row + i) * inverse)), offset);
+    const float zero = std::nearbyint(-lowest * inverse);
+    *offset = *scale * zero;
+    for_vectors(size, [&](int64_t i, auto load, auto) {
+        const __m512i whole = _mm512_cvtps_epi32((__m512)(load(from + i) * inverse + zero));
         const __m512i positive = _mm512_max_epi32(whole, _mm512_setzero_si512());
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtusepi32_epi8(positive));
+        uint8_t bytes[kWidth];
+        const __m128i narrow = _mm512_cvtusepi32_epi8(positive);
+        std::memcpy(bytes, &narrow, sizeof bytes);
+        for (int quad = 0; quad < kWidth / 4; ++quad)
+            std::memcpy(out + (i / 4 + quad) * quad_stride, bytes + quad * 4, 4);
     });
+}
+
+// Quantise the rows of one part; `stride` is between rows of `from`, `width` their elements.
+template <class T>
+void quantise_part(const T* from, int64_t stride, int64_t width, int64_t part,
+                   const Quantised& to) {
+    const int64_t first = to.first_row(part), rows = to.first_row(part + 1) - first;
+    uint8_t* values = to.values + first * to.groups * kGroup;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t g = 0; g < to.groups; ++g) {
+            const int64_t at = first * to.groups + g * rows + r;
+            quantise_group(from + (first + r) * stride + g * kGroup,
+                           std::min<int64_t>(kGroup, width - g * kGroup),
+                           values + g * rows * kGroup + r * 4, rows * 4, to.scales + at,
+                           to.offsets + at);
+        }
 }
 
 // As an instruction: GCC 12 copies the sums of the intrinsic through memory, 24 of them every turn.
@@ -63,27 +93,44 @@ template <int R, int N, class T>
 __attribute__((noinline)) void multiply_tile(const Quantised& inputs, int64_t row,
                                              const Int8Weights& weights, int64_t tile, Ahead ahead,
                                              T* out) {
-    const int64_t quads = (weights.num_inputs + 3) / 4;
-    const uint8_t* a = inputs.values + row * inputs.stride;
+    const int64_t quads = (weights.num_inputs + 3) / 4, groups = inputs.groups;
+    const uint8_t* a = inputs.values + row * groups * kGroup;
+    const float* scales = inputs.scales + row * groups;
+    const float* offsets = inputs.offsets + row * groups;
     const int8_t* w = weights.tiles + tile * quads * 64;
-    __m512i sums[R][N];
+    vfloat sums[R][N] = {};
+    for (int64_t g = 0; g < groups; ++g, scales += R, offsets += R) {
+        __m512i products[R][N];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) sums[r][n] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < quads; ++k) {
-        for (int64_t i = 0; i < ahead.step; i += 64) _mm_prefetch(ahead.next + i, _MM_HINT_T1);
-        ahead.next += ahead.step;
-        __m512i b[N];
+            for (int n = 0; n < N; ++n) products[r][n] = _mm512_setzero_si512();
+        const int64_t count = std::min<int64_t>(kGroup / 4, quads - g * (kGroup / 4));
+        for (int64_t k = 0; k < count; ++k, a += R * 4, w += 64) {
+            for (int64_t i = 0; i < ahead.step; i += 64) _mm_prefetch(ahead.next + i, _MM_HINT_T1);
+            ahead.next += ahead.step;
+            __m512i b[N];
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) b[n] = _mm512_loadu_si512(w + (n * quads + k) * 64);
+            for (int n = 0; n < N; ++n) b[n] = _mm512_loadu_si512(w + n * quads * 64);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            int32_t quad;
-            std::memcpy(&quad, a + r * inputs.stride + k * 4, 4);
-            const __m512i x = _mm512_set1_epi32(quad);
+            for (int r = 0; r < R; ++r) {
+                int32_t quad;
+                std::memcpy(&quad, a + r * 4, 4);
+                const __m512i x = _mm512_set1_epi32(quad);
 #pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) add_products(sums[r][n], x, b[n]);
+                for (int n = 0; n < N; ++n) add_products(products[r][n], x, b[n]);
+            }
+        }
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+            const int16_t* group_sums = weights.sums + ((tile + n) * groups + g) * kTile;
+            const vfloat total = (vfloat)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(
+                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group_sums))));
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                sums[r][n] += (vfloat)_mm512_cvtepi32_ps(products[r][n]) * scales[r];
+                sums[r][n] -= total * offsets[r];
+            }
         }
     }
 #pragma GCC unroll 4
@@ -91,13 +138,10 @@ __attribute__((noinline)) void multiply_tile(const Quantised& inputs, int64_t ro
         const int64_t column = (tile + n) * kTile;
         const vfloat scale = load(weights.scales + column);
         const vfloat bias = weights.bias == nullptr ? vfloat{} : load(weights.bias + column);
-        const __m512i total = _mm512_loadu_si512(weights.sums + column);
         const int64_t size = std::min<int64_t>(kTile, weights.num_outputs - column);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const __m512i shift = _mm512_mullo_epi32(total, _mm512_set1_epi32(inputs.zeros[row + r]));
-            const vfloat exact = (vfloat)_mm512_cvtepi32_ps(_mm512_sub_epi32(sums[r][n], shift));
-            const vfloat value = exact * (scale * inputs.scales[row + r]) + bias;
+            const vfloat value = sums[r][n] * scale + bias;
             T* to = out + (row + r) * weights.num_outputs + column;
             if (size == kTile)
                 store(to, value);
@@ -107,24 +151,24 @@ __attribute__((noinline)) void multiply_tile(const Quantised& inputs, int64_t ro
     }
 }
 
-// All rows times the weight tiles `begin` to `end`. While it computes with one group of tiles it
-// fetches the next, spread over the rows: memory and arithmetic take about as long for 16 rows.
-template <class T>
-void multiply_tiles(const Quantised& inputs, int64_t rows, const Int8Weights& weights,
-                    int64_t begin, int64_t end, T* out) {
-    const int64_t row_parts = (rows + kRows - 1) / kRows;
-    const int64_t tile_parts = (end - begin + kTiles - 1) / kTiles;
+// All rows times the weight tiles `begin` to `end`. While it computes with some tiles it fetches the
+// next, spread over the rows: memory and arithmetic take about as long for 16 rows.
+template <int MaxRows, int MaxTiles, class T>
+void multiply_tiles(const Quantised& inputs, const Int8Weights& weights, int64_t begin, int64_t end,
+                    T* out) {
+    const int64_t parts = inputs.num_parts();
+    const int64_t tile_parts = (end - begin + MaxTiles - 1) / MaxTiles;
+    const int64_t tile_bytes = (weights.num_inputs + 3) / 4 * 4 * kTile;
     for (int64_t i = 0; i < tile_parts; ++i) {
         const int64_t tile = begin + (end - begin) * i / tile_parts;
-        const int64_t tiles = begin + (end - begin) * (i + 1) / tile_parts - tile;
-        const int64_t group_bytes = tiles * kTile * 4 * ((weights.num_inputs + 3) / 4);
-        const int8_t* next = weights.tiles + tile * (group_bytes / tiles) + group_bytes;
-        for (int64_t j = 0; j < row_parts; ++j) {
-            const int64_t step = i + 1 == tile_parts ? 0 : tiles * kTile * 4 / row_parts;
-            const Ahead ahead{next + group_bytes * j / row_parts, step};
-            const int64_t row = rows * j / row_parts, row_end = rows * (j + 1) / row_parts;
-            with_count<kTiles>(tiles, [&](auto n) {
-                with_count<kRows>(row_end - row, [&](auto r) {
+        const int64_t next = begin + (end - begin) * (i + 1) / tile_parts;
+        const int64_t bytes = (next - tile) * tile_bytes;
+        for (int64_t part = 0; part < parts; ++part) {
+            const int64_t row = inputs.first_row(part);
+            const int64_t step = next == end ? 0 : (next - tile) * kTile * 4 / parts;
+            const Ahead ahead{weights.tiles + next * tile_bytes + bytes * part / parts, step};
+            with_count<MaxTiles>(next - tile, [&](auto n) {
+                with_count<MaxRows>(inputs.first_row(part + 1) - row, [&](auto r) {
                     multiply_tile<r(), n()>(inputs, row, weights, tile, ahead, out);
                 });
             });
@@ -140,28 +184,31 @@ API void ds_int8_linear(const void* inputs, int64_t stride, const Int8Weights* w
                         int64_t rows, int type, int threads) {
     static thread_local Scratch scratch;
     Quantised quantised;
-    quantised.stride = (weights->num_inputs + 63) / 64 * 64;
-    const int64_t header = (rows * 8 + 63) / 64 * 64;
-    auto* memory = static_cast<uint8_t*>(scratch.reserve(header + rows * quantised.stride));
-    quantised.scales = reinterpret_cast<float*>(memory);
-    quantised.zeros = reinterpret_cast<int32_t*>(memory + rows * 4);
-    quantised.values = memory + header;
+    quantised.num_rows = rows;
+    quantised.max_rows = rows <= kFewRows ? kFewRows : kRows;
+    quantised.groups = (weights->num_inputs + kGroup - 1) / kGroup;
+    const int64_t size = rows * quantised.groups;
+    auto* memory = static_cast<uint8_t*>(scratch.reserve(size * (kGroup + 2 * sizeof(float))));
+    quantised.values = memory;
+    quantised.scales = reinterpret_cast<float*>(memory + size * kGroup);
+    quantised.offsets = quantised.scales + size;
     const int64_t tiles = (weights->num_outputs + kTile - 1) / kTile;
     with_type(type, [&](auto t) {
         using T = decltype(t);
-        const auto quantise = [&](int64_t row, int64_t end) {
-            for (; row < end; ++row)
-                quantise_row(static_cast<const T*>(inputs) + row * stride, weights->num_inputs,
-                             quantised.values + row * quantised.stride, quantised.scales + row,
-                             quantised.zeros + row);
-        };
-        const int64_t work = rows * weights->num_inputs / kWidth * 3;
-        parallel_ranges(rows, work, threads, quantise);
-        parallel_ranges(tiles, tiles * rows * weights->num_inputs / 4, threads,
-                        [&](int64_t begin, int64_t end) {
-                            multiply_tiles(quantised, rows, *weights, begin, end,
-                                           static_cast<T*>(out));
-                        });
+        const T* typed_inputs = static_cast<const T*>(inputs);
+        T* typed_out = static_cast<T*>(out);
+        const int64_t work = rows * weights->num_inputs / kWidth * 6;
+        parallel_ranges(quantised.num_parts(), work, threads, [&](int64_t part, int64_t end) {
+            for (; part < end; ++part)
+                quantise_part(typed_inputs, stride, weights->num_inputs, part, quantised);
+        });
+        const int64_t products = tiles * rows * weights->num_inputs / 4;
+        parallel_ranges(tiles, products, threads, [&](int64_t begin, int64_t end) {
+            if (rows <= kFewRows)
+                multiply_tiles<kFewRows, kManyTiles>(quantised, *weights, begin, end, typed_out);
+            else
+                multiply_tiles<kRows, kTiles>(quantised, *weights, begin, end, typed_out);
+        });
     });
 }
 

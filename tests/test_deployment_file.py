@@ -247,3 +247,31 @@ def test_no_document_escapes_as_anything_but_a_deployment_file_error(
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     with contextlib.suppress(DeploymentFileError):
         load_deployment_file(path)
+
+
+def test_adapters_have_names_of_their_own_and_are_no_more_than_may_be_loaded(
+    tmp_path: Path,
+) -> None:
+    text = """
+models:
+  a:
+    source: x
+    adapters:
+      b: p
+      shared: p
+      fine: p
+    maxAdapters: 2
+  b:
+    source: y
+    adapters:
+      shared: p
+      "not valid": p
+"""
+    assert faults(tmp_path, text) == [
+        "5: models.a.adapters: lists 3; max_adapters is 2: raise it",
+        "6: models.a.adapters.b: a model has this name; give it another",
+        "7: models.a.adapters.shared: an adapter of 'b' has this name; give it another",
+        "13: models.b.adapters.shared: an adapter of 'a' has this name; give it another",
+        "14: models.b.adapters.not valid: the name 'not valid' is not valid; use letters, digits "
+        "and . _ - : /, beginning with a letter or digit, at most 96",
+    ]

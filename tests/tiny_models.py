@@ -4,10 +4,12 @@ Weights are drawn wide (0.2 instead of the usual 0.02) so that the most probable
 and greedy answers do not hang on rounding.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -21,16 +23,27 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
+from transformers.modeling_layers import MtpModel
 
 CONTEXT = 512
 CHAT_TEMPLATE = (
@@ -95,6 +108,86 @@ def write_gpt2(path: Path) -> Path:
     return _write_decoder(path, GPT2LMHeadModel, config)
 
 
+def write_qwen3_moe(path: Path, **changes: Any) -> Path:
+    """A dense layer, then one with 8 experts, two per token."""
+    options = {
+        "head_dim": 32,
+        "num_key_value_heads": 2,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [0],
+        **changes,
+    }
+    return _write_decoder(path, Qwen3MoeForCausalLM, Qwen3MoeConfig(**_rotary(**options)))
+
+
+def write_mistral(path: Path) -> Path:
+    """Llama's layers under another name, with a head of its own size."""
+    return _write_decoder(
+        path, MistralForCausalLM, MistralConfig(**_rotary(num_key_value_heads=2, head_dim=24))
+    )
+
+
+def write_mixtral(path: Path) -> Path:
+    """Experts in both layers, under Mixtral's own names."""
+    config = MixtralConfig(**_rotary(num_key_value_heads=2, num_local_experts=4))
+    return _write_decoder(path, MixtralForCausalLM, config)
+
+
+def write_deepseek_v2(path: Path, **changes: Any) -> Path:
+    """Latent attention with plain queries; the best experts wherever they are (V2-Lite)."""
+    options = _latent(**{"q_lora_rank": None, "n_shared_experts": 2, **changes})
+    return _write_decoder(path, DeepseekV2ForCausalLM, DeepseekV2Config(**options))
+
+
+def write_deepseek_v3(path: Path, **changes: Any) -> Path:
+    """Latent attention with compressed queries, YaRN, experts in groups, a gate with a bias."""
+    options = {
+        "q_lora_rank": 24,
+        "n_shared_experts": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.8,
+            "original_max_position_embeddings": CONTEXT // 4,
+        },
+        **changes,
+    }
+    return _write_decoder(path, DeepseekV3ForCausalLM, DeepseekV3Config(**_latent(**options)))
+
+
+def add_mtp_head(path: Path) -> MtpModel:
+    """Give a DeepSeek-V3 directory a multi-token prediction head; return transformers' own.
+
+    As in released weights the head is the layer after the last, with its own copies of the
+    embedding and of the output head.
+    """
+    torch.manual_seed(1)
+    target = DeepseekV3ForCausalLM.from_pretrained(path)
+    head = MtpModel(target, 1)
+    for module in head.modules():
+        target._init_weights(module)
+    _random_vectors(head.layers)
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    prefix = f"model.layers.{target.config.num_hidden_layers}"
+    tensors[f"{prefix}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[f"{prefix}.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    for name, value in head.layers[0].state_dict().items():
+        for hub_name, hub_value in _hub_tensors(name, value):
+            tensors[f"{prefix}.{hub_name}"] = hub_value.clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    return head
+
+
 def write_bert(path: Path, *, labels: tuple[str, ...] = ()) -> Path:
     """An embedder, or with `labels` a sequence classifier."""
     torch.manual_seed(0)
@@ -155,6 +248,36 @@ def _rotary(**changes: Any) -> dict[str, Any]:
     }
 
 
+def _latent(**changes: Any) -> dict[str, Any]:
+    return {
+        **_rotary(num_key_value_heads=4),
+        "kv_lora_rank": 24,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 20,
+        "v_head_dim": 12,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.7,
+        **changes,
+    }
+
+
+def _hub_tensors(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Take transformers' fused experts apart and name everything as hub checkpoints do."""
+    name = name.removeprefix("mtp_block.").replace("post_norm.", "shared_head.norm.")
+    if name.endswith("experts.gate_up_proj"):
+        for expert, both in enumerate(value):
+            for part, half in zip(("gate_proj", "up_proj"), both.chunk(2), strict=True):
+                yield name.replace("gate_up_proj", f"{expert}.{part}.weight"), half
+    elif name.endswith("experts.down_proj"):
+        for expert, down in enumerate(value):
+            yield name.replace("down_proj", f"{expert}.down_proj.weight"), down
+    else:
+        yield name, value
+
+
 def _write_decoder(path: Path, cls: Any, config: Any) -> Path:
     torch.manual_seed(0)
     model = cls(config)
@@ -166,10 +289,11 @@ def _write_decoder(path: Path, cls: Any, config: Any) -> Path:
 
 def _random_vectors(model: torch.nn.Module) -> None:
     """Move biases and norms away from 0 and 1, where a forgotten one would not be noticed."""
+    gate_biases = (b for name, b in model.named_buffers() if name.endswith("correction_bias"))
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+        for vector in (*model.parameters(), *gate_biases):
+            if vector.dim() == 1:
+                vector.add_(torch.randn_like(vector) * 0.1)
 
 
 def _word_piece_tokenizer() -> PreTrainedTokenizerFast:

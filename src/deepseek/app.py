@@ -16,14 +16,21 @@ The life of a request, and the room of each step:
 """
 
 import asyncio
+import os
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-from deepseek.core.errors import ConfigurationError, DeepseekError, ModelSourceError
+from deepseek.core.errors import (
+    AdapterRejected,
+    ConfigurationError,
+    DeepseekError,
+    ModelSourceError,
+)
 from deepseek.core.requests import LoadSnapshot, Task
-from deepseek.core.wire import ModelSpec, WorkerSpec
+from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
 from deepseek.deployment_file import DeploymentFile
 from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.server import Gateway, bind
@@ -34,6 +41,7 @@ from deepseek.serving.replica import Observer, Replica, RestartPolicy, WorkerSta
 from deepseek.serving.settings import ModelSettings
 from deepseek.telemetry.metrics import Metrics
 from deepseek.weights.acquisition import resolve_source
+from deepseek.weights.adapter_directory import open_adapter_directory
 from deepseek.weights.cache import ModelCache
 from deepseek.weights.model_directory import ModelDirectory, open_model_directory
 from deepseek.weights.progress import Progress
@@ -54,34 +62,134 @@ def run(
     """
     with bind(file.gateway.host, file.gateway.port) as listener:
         with progress as stages:
-            directories = {
-                name: find_model(name, settings, base_dir=base_dir, progress=stages)
-                for name, settings in file.models.items()
-            }
+            file, directories = prepare(file, base_dir=base_dir, progress=stages)
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(
                 _serve(file, directories, listener, announce=announce, log_level=log_level)
             )
 
 
+def prepare(
+    file: DeploymentFile, *, base_dir: Path, progress: Progress
+) -> tuple[DeploymentFile, dict[str, ModelDirectory]]:
+    """Return the file with absolute paths and its models' directories, fetched if need be.
+
+    Raises errors of `core.errors`.
+    """
+    file = find_interpreters(file, base_dir=base_dir)
+    pools = file.pool_settings()
+    directories = {
+        name: find_model(
+            name,
+            settings,
+            base_dir=base_dir,
+            progress=progress,
+            python=pools[settings.pool].python,
+        )
+        for name, settings in file.models.items()
+    }
+    return with_absolute_paths(file, base_dir=base_dir), directories
+
+
+def find_interpreters(file: DeploymentFile, *, base_dir: Path) -> DeploymentFile:
+    """Return the file with every `pools.NAME.python` as an absolute path.
+
+    Raises `ConfigurationError` where one is not a program that can be run.
+    """
+    pools = {
+        name: settings
+        if settings.python is None
+        else settings.model_copy(update={"python": _interpreter(name, settings.python, base_dir)})
+        for name, settings in file.pools.items()
+    }
+    return file.model_copy(update={"pools": pools})
+
+
 def find_model(
-    name: str, settings: ModelSettings, *, base_dir: Path, progress: Progress
+    name: str,
+    settings: ModelSettings,
+    *,
+    base_dir: Path,
+    progress: Progress,
+    python: str | None = None,
 ) -> ModelDirectory:
-    """Return a model's directory, fetched and converted if need be; errors name the model."""
+    """Return a model's directory, fetched and converted if need be; errors name the model.
+
+    `python` is the interpreter of the model's pool, where that is not the platform's own.
+    """
     try:
         path = resolve_source(
             settings.source, base_dir=base_dir, cache=ModelCache.default(), progress=progress
         )
-        directory = open_model_directory(path)
+        has_vllm = python is not None or find_spec("vllm") is not None
+        directory = open_model_directory(
+            path,
+            any_decoder=settings.engine == "vllm" or (settings.engine == "auto" and has_vllm),
+        )
     except ConfigurationError as error:
         raise type(error)(f"models.{name}: {error.message}", param=f"models.{name}") from error
+    _check_task(name, settings, directory)
+    _check_adapters(name, settings, directory, base_dir=base_dir)
+    return directory
+
+
+def _check_task(name: str, settings: ModelSettings, directory: ModelDirectory) -> None:
     declared = directory.task if settings.task == "auto" else Task(settings.task)
     if (declared is Task.GENERATE) != (directory.task is Task.GENERATE):
         raise ModelSourceError(
             f"models.{name}.task: {declared.value!r} is not what {directory.architecture} does; "
             f"leave it out or write {directory.task.value!r}"
         )
-    return directory
+    if settings.engine == "vllm" and directory.task is not Task.GENERATE:
+        raise ConfigurationError(
+            f"models.{name}.engine: `vllm` runs language models only, and this one is there to "
+            f"{directory.task.value}; write `torch` or leave it out"
+        )
+
+
+def _check_adapters(
+    name: str, settings: ModelSettings, directory: ModelDirectory, *, base_dir: Path
+) -> None:
+    """Refuse adapters that cannot be read; whether they fit the weights, the worker finds."""
+    place = f"models.{name}.adapters"
+    if (settings.adapters or settings.adapter_dirs) and directory.task is not Task.GENERATE:
+        raise ModelSourceError(
+            f"{place}: a model of task {directory.task.value!r} takes no adapters", param=place
+        )
+    for adapter, path in settings.adapters.items():
+        try:
+            rank = open_adapter_directory(base_dir / path).max_rank
+        except AdapterRejected as error:
+            raise ModelSourceError(f"{place}.{adapter}: {error.message}", param=place) from error
+        if rank > settings.max_adapter_rank:
+            raise ModelSourceError(
+                f"{place}.{adapter}: has rank {rank}; models.{name}.max_adapter_rank is "
+                f"{settings.max_adapter_rank}: raise it",
+                param=place,
+            )
+    for path in settings.adapter_dirs:
+        if not (base_dir / path).is_dir():
+            raise ModelSourceError(
+                f"models.{name}.adapter_dirs: {base_dir / path} is not a directory", param=place
+            )
+
+
+def with_absolute_paths(file: DeploymentFile, *, base_dir: Path) -> DeploymentFile:
+    """Return the file with the paths of its adapters as a worker in any directory finds them."""
+
+    def absolute(path: str) -> str:
+        return str((base_dir / path).resolve())
+
+    models = {
+        name: settings.model_copy(
+            update={
+                "adapters": {key: absolute(path) for key, path in settings.adapters.items()},
+                "adapter_dirs": [absolute(path) for path in settings.adapter_dirs],
+            }
+        )
+        for name, settings in file.models.items()
+    }
+    return file.model_copy(update={"models": models})
 
 
 def build_platform(
@@ -106,6 +214,22 @@ def build_platform(
         cls = Generator if directory.task is Task.GENERATE else EncoderDeployment
         deployments.append(cls(name, settings, directory, replicas[settings.pool]))
     return Platform(deployments, list(replicas.values()))
+
+
+@asynccontextmanager
+async def started_platform(
+    file: DeploymentFile, directories: dict[str, ModelDirectory], *, log_level: str = "info"
+) -> AsyncIterator[Platform]:
+    """Run a file's workers, without an HTTP edge, for the length of the block.
+
+    Raises errors of `core.errors` where one cannot be started.
+    """
+    platform = build_platform(file, directories, log_level=log_level)
+    try:
+        await _started(asyncio.create_task(platform.start()))
+        yield platform
+    finally:
+        await platform.stop(drain_timeout_s=0)
 
 
 async def _serve(
@@ -171,6 +295,10 @@ def _worker_spec(
             share=model.share,
             quantization=model.quantization,
             speculation=model.speculation,
+            engine=model.engine,
+            adapters=[AdapterSpec(name=n, path=path) for n, path in model.adapters.items()],
+            max_adapters=model.max_adapters,
+            max_adapter_rank=model.max_adapter_rank,
         )
         for name, model in file.models.items()
         if model.pool == pool
@@ -180,14 +308,28 @@ def _worker_spec(
         socket_path="",
         device=settings.device,
         models=models,
+        cpus=settings.cpus,
         num_threads=settings.num_threads,
         kv_cache_bytes=settings.kv_cache_bytes,
+        memory_utilization=settings.memory_utilization,
         max_step_tokens=settings.max_step_tokens,
         max_running=settings.max_running,
         step_policy=settings.step_policy,
         snapshot_interval_s=settings.snapshot_interval_s,
         log_level=log_level,
+        python=settings.python,
     )
+
+
+def _interpreter(pool: str, python: str, base_dir: Path) -> str:
+    # Not resolved: a virtual environment's interpreter is known by the path of its link.
+    path = base_dir.absolute() / Path(python).expanduser()
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise ConfigurationError(
+            f"pools.{pool}.python: {path} is not a program that can be run; give the path of a "
+            "Python interpreter (in a virtual environment: bin/python)"
+        )
+    return str(path)
 
 
 def _restart_policy(settings: PoolSettings) -> RestartPolicy:

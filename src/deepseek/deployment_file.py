@@ -18,15 +18,8 @@ from deepseek.core.yaml_document import Fault, KeyPath, YamlDocument, read_yaml
 from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.settings import GatewaySettings
 from deepseek.scheduling.step_policies import step_policy_names
-from deepseek.serving.settings import ModelSettings
+from deepseek.serving.settings import ModelName, ModelSettings
 
-ModelName = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,95}$",
-        description="letters, digits and . _ - : /, beginning with a letter or digit, at most 96",
-    ),
-]
 PoolName = Annotated[
     str,
     Field(
@@ -153,6 +146,7 @@ def _cross_faults(data: Any) -> list[tuple[KeyPath, str]]:
             remedy = _one_of(pool, pool_names, otherwise="declare it under `pools`, or use one of")
             found.append((("models", name, "pool"), f"no pool {pool!r}; {remedy}"))
         found += [(("models", name, key), text) for key, text in _length_faults(model)]
+        found += [(("models", name, *place), text) for place, text in _adapter_faults(name, models)]
     for name, settings in pools.items():
         key = "step_policy" if "step_policy" in settings else "stepPolicy"
         policy = settings.get(key)
@@ -184,6 +178,30 @@ def _length_faults(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(limit, int) and isinstance(tokens, int) and tokens >= limit:
         return [(key, f"must be less than max_model_len ({limit}), to leave room for a prompt")]
     return []
+
+
+def _adapter_faults(
+    model: str, models: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[KeyPath, str]]:
+    """Names are of one adapter or model each, and there are no more than may be loaded."""
+    own = _mapping(models[model], "adapters")
+    others = {
+        adapter: name
+        for name, settings in models.items()
+        if name != model
+        for adapter in _mapping(settings, "adapters")
+    }
+    found: list[tuple[KeyPath, str]] = []
+    for name in own:
+        taken = "a model" if name in models else f"an adapter of {others.get(name)!r}"
+        if name in models or name in others:
+            found.append((("adapters", name), f"{taken} has this name; give it another"))
+    limit = models[model].get("max_adapters", models[model].get("maxAdapters"))
+    if limit is None:
+        limit = ModelSettings.model_fields["max_adapters"].default
+    if isinstance(limit, int) and len(own) > limit:
+        found.append((("adapters",), f"lists {len(own)}; max_adapters is {limit}: raise it"))
+    return found
 
 
 def _objects(schema: dict[str, Any]) -> list[dict[str, Any]]:

@@ -69,6 +69,8 @@ def test_finish_writes_the_rows_and_fails_when_a_target_does(tmp_path: Path) -> 
         "holds": True,
     }
     assert written.keys() == {"rows", "machine", "date"}
+    finish("demo", [good], details={"servers": [1]}, results=tmp_path)
+    assert json.loads((tmp_path / "demo.json").read_text())["details"] == {"servers": [1]}
     assert finish("demo", [good, bound("errors", 1, at_most=0)], results=tmp_path) == 1
 
 
@@ -142,6 +144,11 @@ def test_an_environment_is_made_once_and_again_when_its_requirements_change(
     changed = [f"{package}", f"peer-demo @ file://{package}"]
     peer_environment("demo", changed, torch=False, root=tmp_path / "venvs")
     assert (again.parent.parent / "installed.sha256").stat() != installed[1]
+    without = peer_environment(
+        "demo", changed, torch=False, without=["peer-demo"], root=tmp_path / "venvs"
+    )
+    command = [str(without), "-c", "import peer_demo"]
+    assert os.spawnv(os.P_WAIT, without, command) == 1  # noqa: S606
 
 
 _BACKEND = """

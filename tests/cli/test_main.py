@@ -27,7 +27,8 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
         f"print('loaded', sorted(set({HEAVY!r}) & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    for command in ("serve", "validate", "schema", "models", "chat", "bench", "version"):
+    commands = ("serve", "validate", "schema", "models", "adapters", "chat", "bench", "version")
+    for command in commands:
         assert f"\n    {command} " in done.stdout
     assert done.stdout.endswith("exit 0\nloaded []\n")
 

@@ -6,6 +6,7 @@ import torch
 
 from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.core.wire import Failed, TokenDelta
+from deepseek.engine.adapters import AdapterSet
 from deepseek.engine.batch_scheduler import BatchScheduler
 from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.grammar import GrammarCompiler
@@ -26,6 +27,7 @@ def make_engine(
     max_running: int = 8,
     eos_token_ids: tuple[int, ...] = (),
     speculation: Speculation | None = None,
+    max_adapters: int = 4,
     runner_class: type[CpuRunner] = CpuRunner,
 ) -> DecoderEngine:
     decoder = load_decoder(path, dtype=torch.float32, device="cpu", ops=make_ops("cpu"))
@@ -44,6 +46,13 @@ def make_engine(
         eos_token_ids=eos_token_ids,
         vocab_size=decoder.vocab_size,
         max_model_len=max_len,
+        adapters=AdapterSet(
+            decoder.projections,
+            dtype=torch.float32,
+            device="cpu",
+            max_adapters=max_adapters,
+            max_rank=16,
+        ),
         speculation=speculation,
     )
 

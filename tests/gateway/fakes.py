@@ -13,6 +13,8 @@ import numpy as np
 from llguidance import LLMatcher
 
 from deepseek.core.errors import (
+    AdapterNotFound,
+    AdapterRejected,
     ContextLengthExceeded,
     DeepseekError,
     InvalidGrammar,
@@ -23,6 +25,7 @@ from deepseek.core.errors import (
 )
 from deepseek.core.requests import Task
 from deepseek.serving.base import (
+    Deployments,
     DeploymentStatus,
     EncodedRows,
     GenerateDeployment,
@@ -33,6 +36,8 @@ from deepseek.serving.base import (
     TokenText,
 )
 
+ADAPTER_DIR = "/adapters/"
+"""The fake deployments take adapters from here."""
 Script = Callable[[str, GenerateOptions], AsyncGenerator[TextDelta, None]]
 
 
@@ -97,8 +102,10 @@ class FakeGenerator:
         template: str = "",
         max_model_len: int = 100_000,
         default_max_tokens: int | None = None,
+        parent: str = "",
     ) -> None:
         self.name = name
+        self.deployment_name = parent or name
         self.max_model_len = max_model_len
         self.default_max_tokens = default_max_tokens
         self.sampling_defaults = SamplingDefaults()
@@ -119,6 +126,7 @@ class FakeGenerator:
             reason=self.reason,
             created=1_700_000_000,
             max_model_len=self.max_model_len,
+            parent="" if self.deployment_name == self.name else self.deployment_name,
         )
 
     def render_chat(
@@ -231,6 +239,7 @@ class FakeDeployments:
 
     def __init__(self) -> None:
         self.draining = False
+        self.adapter_refusal: DeepseekError | None = None
         self.generators = {
             generator.name: generator
             for generator in (
@@ -276,6 +285,27 @@ class FakeDeployments:
             raise WrongTask(f"model {name!r} does not classify", param="model")
         return found
 
+    async def load_adapter(
+        self, name: str, path: str, *, deployment: str | None = None, replace: bool = False
+    ) -> DeploymentStatus:
+        if self.adapter_refusal is not None:
+            raise self.adapter_refusal
+        base = self.generator(deployment or "echo")
+        if name in self.generators and not replace:
+            raise AdapterRejected(f"adapter {name!r} is loaded already", param="lora_name")
+        if not path.startswith(ADAPTER_DIR):
+            raise AdapterRejected("no such directory", param="lora_path")
+        self.generators[name] = FakeGenerator(name, parent=base.name)
+        return self.generators[name].status
+
+    async def drop_adapter(self, name: str) -> None:
+        if self.adapter_refusal is not None:
+            raise self.adapter_refusal
+        found = self.generators.get(name)
+        if found is None or found.deployment_name == name:
+            raise AdapterNotFound(f"no adapter {name!r} is loaded", param="lora_name")
+        del self.generators[name]
+
     def statuses(self) -> list[DeploymentStatus]:
         generators = [generator.status for generator in self.generators.values()]
         return generators + [encoder.status for encoder in self.encoders.values()]
@@ -286,6 +316,6 @@ def _vowels(item: str | list[int]) -> float:
     return float(sum(char in "aeiou" for char in text))
 
 
-def check_protocol() -> GenerateDeployment:
-    """For the type checker: the fake is what the gateway expects."""
-    return FakeGenerator("typed")
+def check_protocols() -> tuple[GenerateDeployment, Deployments]:
+    """For the type checker: the fakes are what the gateway expects."""
+    return FakeGenerator("typed"), FakeDeployments()

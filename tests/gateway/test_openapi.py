@@ -38,7 +38,7 @@ async def test_every_answer_is_as_the_document_says(tmp_path: Path) -> None:
         output, _ = await process.communicate()
         report = output.decode()
         assert process.returncode == 0, report
-        assert "Tested: 11" in report  # every route but the document itself
+        assert "Tested: 13" in report  # every route but the document itself
         generated = re.search(r"(\d+) generated", report)
         assert generated is not None
         assert int(generated[1]) > 500
@@ -53,7 +53,7 @@ async def test_the_document_names_the_models_that_can_answer(running: Running) -
     document = (await running.http.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
 
-    def models(name: str) -> set[str]:
+    def models(name: str) -> set[str | None]:
         return set(schemas[name]["properties"]["model"]["enum"])
 
     assert "echo" in models("ChatRequest")
@@ -61,6 +61,12 @@ async def test_the_document_names_the_models_that_can_answer(running: Running) -
     assert models("EmbeddingsRequest") == {"embedder", "org/classifier", "tagger"}
     assert models("RerankRequest") == {"embedder"}
     assert models("ClassifyRequest") == {"org/classifier", "tagger"}
+    await running.post("/v1/load_lora_adapter", lora_name="sql", lora_path="/adapters/sql")
+    document = (await running.http.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    assert "sql" in models("ChatRequest")
+    assert models("LoadAdapterRequest") >= {"echo", None}
+    assert "sql" not in models("LoadAdapterRequest"), "an adapter does not take adapters"
     assert schemas["ChatRequest"]["additionalProperties"] is False
 
 

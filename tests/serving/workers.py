@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from deepseek.core.requests import SamplingParams, Task
-from deepseek.core.wire import ModelSpec, WorkerSpec
+from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
+from deepseek.serving.adapted import AdaptedGenerator
 from deepseek.serving.base import GenerateOptions
 from deepseek.serving.deployments import Deployment, Generator
 from deepseek.serving.encoders import EncoderDeployment
@@ -24,9 +25,17 @@ async def running_platform(
 ) -> AsyncIterator[Platform]:
     """Start one worker with these models and stop it afterwards."""
     directories = {name: open_model_directory(path) for name, path in models.items()}
+    given = {name: (settings or {}).get(name) or ModelSettings(source=name) for name in models}
     specs = [
-        ModelSpec(name=name, path=str(d.path), task=d.task, dtype="float32")
-        for name, d in directories.items()
+        ModelSpec(
+            name=name,
+            path=str(directory.path),
+            task=directory.task,
+            dtype="float32",
+            adapters=[AdapterSpec(name=n, path=path) for n, path in given[name].adapters.items()],
+            max_adapters=given[name].max_adapters,
+        )
+        for name, directory in directories.items()
     ]
     spec = WorkerSpec(
         pool="default",
@@ -41,8 +50,7 @@ async def running_platform(
     deployments: list[Deployment] = []
     for name, directory in directories.items():
         cls = Generator if directory.task is Task.GENERATE else EncoderDeployment
-        own = (settings or {}).get(name) or ModelSettings(source=name)
-        deployments.append(cls(name, own, directory, replica))
+        deployments.append(cls(name, given[name], directory, replica))
     platform = Platform(deployments, [replica])
     await platform.start()
     try:
@@ -58,7 +66,7 @@ def greedy_options(max_tokens: int, *, n: int = 1, stop: tuple[str, ...] = ()) -
 
 
 async def collect(
-    generator: Generator, prompt: list[int], options: GenerateOptions
+    generator: Generator | AdaptedGenerator, prompt: list[int], options: GenerateOptions
 ) -> tuple[list[int], str, str | None]:
     """Return one answer's token ids, text and finish reason."""
     tokens: list[int] = []

@@ -36,6 +36,10 @@ def edit_json(file: Path, **changes: Any) -> None:
         ("tiny_qwen2_dir", "Qwen2ForCausalLM"),
         ("tiny_qwen3_dir", "Qwen3ForCausalLM"),
         ("tiny_gpt2_dir", "GPT2LMHeadModel"),
+        ("tiny_qwen3_moe_dir", "Qwen3MoeForCausalLM"),
+        ("tiny_mixtral_dir", "MixtralForCausalLM"),
+        ("tiny_deepseek_v2_dir", "DeepseekV2ForCausalLM"),
+        ("tiny_deepseek_v3_dir", "DeepseekV3ForCausalLM"),
     ],
 )
 def test_a_decoder_is_there_to_generate(
@@ -216,3 +220,35 @@ def is_refused(path: Path, config: dict[str, Any]) -> bool:
     except DeepseekError:
         return True
     return False
+
+
+def test_another_engines_decoder_passes_where_it_is_allowed(llama: Path) -> None:
+    edit_json(llama / "config.json", architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox")
+    with pytest.raises(UnsupportedModel, match=r"vLLM may run it \(docs/vllm\.md\)"):
+        open_model_directory(llama)
+    directory = open_model_directory(llama, any_decoder=True)
+    assert (directory.task, directory.max_model_len) == (Task.GENERATE, 512)
+    assert directory.eos_token_ids == (2,)
+
+
+def test_a_model_that_also_sees_keeps_its_limits_in_its_text_part(llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    text = {key: config.pop(key) for key in ("max_position_embeddings", "eos_token_id")}
+    text["max_position_embeddings"] = 256
+    config.update(
+        architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text
+    )
+    (llama / "config.json").write_text(json.dumps(config))
+    (llama / "generation_config.json").unlink()
+    directory = open_model_directory(llama, any_decoder=True)
+    assert (directory.max_model_len, directory.eos_token_ids) == (256, (2,))
+
+
+def test_what_is_no_decoder_never_passes(bert: Path) -> None:
+    edit_json(bert / "config.json", architectures=["T5EncoderModel"], model_type="t5")
+    with pytest.raises(UnsupportedModel) as error:
+        open_model_directory(bert, any_decoder=True)
+    assert "vLLM" not in error.value.message
+    edit_json(bert / "config.json", architectures=["BertForCausalLM"], model_type="bert")
+    with pytest.raises(UnsupportedModel):
+        open_model_directory(bert, any_decoder=True)

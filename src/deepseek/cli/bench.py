@@ -1,12 +1,12 @@
-"""`deepseek bench`: put a server under load and print what its clients would feel."""
+"""`deepseek bench`: load a server, or one engine without a server, and print what it feels like."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deepseek.cli.arguments import (
+    DEFAULT_URL,
     Subparsers,
-    add_url_argument,
     non_negative_float,
     positive_float,
     positive_int,
@@ -14,30 +14,27 @@ from deepseek.cli.arguments import (
 from deepseek.cli.output import write_text
 from deepseek.core.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    import asyncio
-
-    from deepseek.cli.load.plan import LoadPlan, PlannedRequest
-    from deepseek.cli.load.prompts import TokenScale
-    from deepseek.cli.load.report import LoadReport
-
-_SERVED_TASKS = {"chat": "generate", "embed": "embed", "classify": "classify"}
+_REPLAY = ("speed", "max_requests", "max_input_tokens", "max_output_tokens")
+_CLOSED_LOOP = ("concurrency", "requests", "input_tokens", "output_tokens", "prompt_file")
+_SERVER = ("url", "task", "prompt_file", "ignore_eos", "temperature", "trace", *_REPLAY)
+_ENGINE = ("file", "quantization", "speculation", "dtype", "device", "num_threads")
 
 
 def register(commands: Subparsers) -> None:
-    """Add the command's parser."""
+    """Add the command's parser; an option without a value given is None, whatever its default."""
     parser = commands.add_parser(
         "bench",
-        help="measure a running server under load",
+        help="measure a running server, or one engine, under load",
         description="Send requests to a running OpenAI-compatible server and print time to first "
         "token, inter-token latency, throughput and errors. Without --trace, --concurrency "
         "requests are always under way; with it, requests arrive as they were recorded, whatever "
-        "is still under way. Exits with 1 when no request succeeded.",
+        "is still under way. With --engine, measure one model's engine in a worker process of its "
+        "own, in token ids and without a server. Exits with 1 when no request succeeded.",
     )
-    add_url_argument(parser)
-    parser.add_argument("--model", help="served model (default: the first of the task)")
     parser.add_argument(
-        "--task", choices=_SERVED_TASKS, default="chat", help="what to ask for (default: chat)"
+        "--model",
+        help="served model (default: the first of the task); with --engine a name of the catalogue "
+        "or a model directory, with -f a model of the file",
     )
     parser.add_argument(
         "--concurrency", type=positive_int, help="requests under way at once (default: 8)"
@@ -50,25 +47,33 @@ def register(commands: Subparsers) -> None:
         "--output-tokens", type=positive_int, help="longest answer in tokens (default: 64)"
     )
     parser.add_argument(
-        "--prompt-file", metavar="FILE", help="take prompts from this file in turn, one per line"
-    )
-    parser.add_argument(
-        "--ignore-eos",
-        action="store_true",
-        help="ask for answers of full length (deepseek and vLLM know the field)",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=non_negative_float,
-        default=0.0,
-        help="of the chats' sampling (default: 0, greedy)",
-    )
-    parser.add_argument(
         "--timeout", type=positive_float, default=600.0, help="seconds per request (default: 600)"
     )
-    _add_trace_arguments(parser)
     parser.add_argument("--json", metavar="OUT", help="also write the report to this file")
+    _add_server_arguments(parser)
+    _add_trace_arguments(parser)
+    _add_engine_arguments(parser)
     parser.set_defaults(run=run)
+
+
+def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    server = parser.add_argument_group("a running server")
+    server.add_argument("--url", help=f"the running server (default: {DEFAULT_URL})")
+    server.add_argument(
+        "--task", choices=("chat", "embed", "classify"), help="what to ask for (default: chat)"
+    )
+    server.add_argument(
+        "--prompt-file", metavar="FILE", help="take prompts from this file in turn, one per line"
+    )
+    server.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        default=None,
+        help="ask for answers of full length (deepseek and vLLM know the field)",
+    )
+    server.add_argument(
+        "--temperature", type=non_negative_float, help="of the chats' sampling (default: 0, greedy)"
+    )
 
 
 def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,14 +95,41 @@ def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    engine = parser.add_argument_group(
+        "one engine without a server",
+        "What the options mean, and what is done without them, is said of the deployment file's "
+        "settings of these names.",
+    )
+    engine.add_argument(
+        "--engine", choices=("torch", "vllm", "auto"), help="which engine to start and measure"
+    )
+    engine.add_argument("--quantization", metavar="SCHEME", help="of the model's weights")
+    engine.add_argument("--speculation", metavar="METHOD", help="how tokens are guessed ahead")
+    engine.add_argument("--dtype", metavar="TYPE", help="number format of the weights")
+    engine.add_argument("--device", help="cpu, cuda, cuda:N or auto")
+    engine.add_argument("--num-threads", type=positive_int, help="compute threads on a CPU")
+    engine.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="deployment file with --model and its pool in it, for all other settings",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
-    import asyncio
     import json
 
     _check_combination(arguments)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        report = runner.run(_measure(arguments))
+    if arguments.engine:
+        from deepseek.cli.bench_engine import measure_engine
+
+        report = measure_engine(arguments)
+    else:
+        from deepseek.cli.bench_server import measure_server
+
+        report = measure_server(arguments)
     from deepseek.cli.load.table import print_report
 
     print_report(report)
@@ -108,114 +140,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_combination(arguments: argparse.Namespace) -> None:
     """Refuse options that would be ignored."""
-    closed = ("concurrency", "requests", "input_tokens", "output_tokens", "prompt_file")
-    replay = ("speed", "max_requests", "max_input_tokens", "max_output_tokens")
-    wrong, reason = (closed, "with") if arguments.trace else (replay, "without")
-    given = [name for name in wrong if getattr(arguments, name) is not None]
-    if given:
-        option = "--" + given[0].replace("_", "-")
-        raise ConfigurationError(f"{option} has no effect {reason} --trace; leave it out")
-    if arguments.prompt_file and arguments.input_tokens:
-        raise ConfigurationError("--input-tokens has no effect with --prompt-file; leave it out")
-
-
-async def _measure(arguments: argparse.Namespace) -> "LoadReport":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from deepseek.cli.http_client import HttpClient
-    from deepseek.cli.load.answer import RequestRecord
-    from deepseek.cli.load.probe import probe
-    from deepseek.cli.load.runner import run_load
-    from deepseek.cli.served_models import choose_model
-
-    with HttpClient(arguments.url, timeout_s=arguments.timeout) as client:
-        served_task = _SERVED_TASKS[arguments.task]
-        model = await choose_model(client, model=arguments.model, task=served_task)
-        scale = await probe(client, task=arguments.task, model=model)
-    plan = _plan(arguments, scale)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"{arguments.task} {model}", total=len(plan.requests))
-
-        def advance(record: RequestRecord) -> None:
-            progress.advance(bar)
-
-        return await run_load(
-            plan, url=arguments.url, model=model, timeout_s=arguments.timeout, on_done=advance
-        )
-
-
-def _plan(arguments: argparse.Namespace, scale: "TokenScale") -> "LoadPlan":
-    from deepseek.cli.load.plan import LoadPlan, LoadTask
-
-    extra = {}
-    if arguments.task == "chat":
-        extra["temperature"] = arguments.temperature
-        if arguments.ignore_eos:
-            extra["ignore_eos"] = True
-    return LoadPlan(
-        requests=_trace_plan(arguments, scale) if arguments.trace else _loop(arguments, scale),
-        task=LoadTask(arguments.task),
-        concurrency=None if arguments.trace else arguments.concurrency or 8,
-        extra_body=extra,
-    )
-
-
-def _trace_plan(arguments: argparse.Namespace, scale: "TokenScale") -> "list[PlannedRequest]":
-    from deepseek.cli.load.plan import trace_requests
-    from deepseek.cli.load.traces import BLOCK_TOKENS, read_trace, scale_trace
-
-    recorded = read_trace(Path(arguments.trace), max_rows=arguments.max_requests)
-    rows = scale_trace(
-        recorded,
-        speed=arguments.speed or 1.0,
-        max_input_tokens=arguments.max_input_tokens,
-        max_output_tokens=arguments.max_output_tokens,
-    )
-    longest = max(range(len(rows)), key=lambda i: recorded[i].input_tokens)
-    shrink = rows[longest].input_tokens / max(1, recorded[longest].input_tokens)
-    return trace_requests(rows, scale=scale, block_tokens=BLOCK_TOKENS * shrink)
-
-
-def _loop(arguments: argparse.Namespace, scale: "TokenScale") -> "list[PlannedRequest]":
-    from deepseek.cli.load.plan import prompt_requests, synthetic_requests
-
-    count = arguments.requests or 64
-    output_tokens = arguments.output_tokens or 64
+    if arguments.engine:
+        _refuse(arguments, _SERVER, "with --engine")
+        if arguments.model is None:
+            raise ConfigurationError("--engine needs --model: a catalogue name or a directory")
+        return
+    _refuse(arguments, _ENGINE, "without --engine")
+    if arguments.trace:
+        _refuse(arguments, _CLOSED_LOOP, "with --trace")
+    else:
+        _refuse(arguments, _REPLAY, "without --trace")
     if arguments.prompt_file:
-        prompts = _read_prompts(Path(arguments.prompt_file))
-        return prompt_requests(prompts, count=count, output_tokens=output_tokens)
-    return synthetic_requests(
-        count=count,
-        input_tokens=arguments.input_tokens or 128,
-        output_tokens=output_tokens,
-        scale=scale,
-    )
+        _refuse(arguments, ("input_tokens",), "with --prompt-file")
 
 
-def _read_prompts(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigurationError(f"--prompt-file: {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"--prompt-file: {path}: is not UTF-8 text") from None
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise ConfigurationError(f"--prompt-file: {path}: holds no prompts; write one per line")
-    return prompts
-
-
-def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
-    """Prefer uvloop where it is installed: it takes a quarter off the cost of a token."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.Loop
+def _refuse(arguments: argparse.Namespace, names: Iterable[str], where: str) -> None:
+    for name in names:
+        if getattr(arguments, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ConfigurationError(f"{option} has no effect {where}; leave it out")

@@ -1,5 +1,10 @@
-"""Progress of downloads and conversions on the terminal: a bar, or a plain line per stage."""
+"""Progress on the terminal.
 
+Downloads and conversions: a bar, or a plain line, per stage. A load run: one bar of its requests.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -81,6 +86,20 @@ class TerminalProgress:
         total = task.total if task.total is not None else 1
         bars.update(self._current, total=total, completed=total)
         self._current = None
+
+
+@contextmanager
+def counting_bar(description: str, *, total: int) -> Iterator[Callable[[], None]]:
+    """Show on standard error how many of `total` are done; yields what counts one more."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with RichBars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(description, total=total)
+        yield lambda: bars.advance(task)
 
 
 class _AmountColumn(ProgressColumn):

@@ -51,12 +51,23 @@ def _check_sources(deployment_file: "DeploymentFile", *, base_dir: Path) -> None
     app = import_app()
     cache = ModelCache.default()
     faults: list[str] = []
+    try:
+        deployment_file = app.find_interpreters(deployment_file, base_dir=base_dir)
+    except ConfigurationError as error:
+        faults.append(error.message)
+    pools = deployment_file.pool_settings()
     for name, settings in deployment_file.models.items():
         if settings.source in CATALOGUE and settings.source not in cache:
             print(f"models.{name}: in the catalogue; downloaded when first served")
             continue
         try:
-            directory = app.find_model(name, settings, base_dir=base_dir, progress=SilentProgress())
+            directory = app.find_model(
+                name,
+                settings,
+                base_dir=base_dir,
+                progress=SilentProgress(),
+                python=pools[settings.pool].python,
+            )
             directory.validate_weights()
         except ConfigurationError as error:
             faults.append(error.message)

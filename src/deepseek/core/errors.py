@@ -6,6 +6,9 @@
     │   ├── ContextLengthExceeded      context_length_exceeded   400
     │   ├── InvalidGrammar             invalid_grammar           400
     │   ├── ModelNotFound              model_not_found           404
+    │   ├── AdapterNotFound            adapter_not_found         404
+    │   ├── AdapterRejected            adapter_rejected          400
+    │   ├── AdapterLoadingOff          adapter_loading_off       403
     │   ├── WrongTask                  wrong_task                400
     │   └── BodyTooLarge               body_too_large            413
     ├── RetryLater                     retry_later               503   with Retry-After
@@ -71,6 +74,24 @@ class ModelNotFound(InvalidRequest):
     """No deployment of this name."""
 
     code = "model_not_found"
+
+
+class AdapterNotFound(InvalidRequest):
+    """No LoRA adapter of this name is loaded."""
+
+    code = "adapter_not_found"
+
+
+class AdapterRejected(InvalidRequest):
+    """A LoRA adapter that cannot be read, does not fit its model, or finds no room."""
+
+    code = "adapter_rejected"
+
+
+class AdapterLoadingOff(InvalidRequest):
+    """The deployment takes no adapters over HTTP."""
+
+    code = "adapter_loading_off"
 
 
 class WrongTask(InvalidRequest):

@@ -50,6 +50,11 @@ def _parse_duration(value: Any) -> Any:
 SizeBytes = Annotated[int, BeforeValidator(_parse_size, json_schema_input_type=int | str)]
 """Bytes, as a number or as `512MiB`."""
 
+OptionalSizeBytes = Annotated[
+    int | None, BeforeValidator(_parse_size, json_schema_input_type=int | str | None)
+]
+"""The same where None is the default."""
+
 DurationSeconds = Annotated[
     float, BeforeValidator(_parse_duration, json_schema_input_type=float | str)
 ]

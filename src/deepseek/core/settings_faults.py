@@ -14,9 +14,9 @@ from annotated_types import Ge, Gt, Le
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from deepseek.core.settings import DurationSeconds, Settings, SizeBytes
+from deepseek.core.settings import DurationSeconds, OptionalSizeBytes, Settings, SizeBytes
 
-_SIZE_PARSER = get_args(SizeBytes)[1]
+_SIZE_PARSERS = (get_args(SizeBytes)[1], get_args(OptionalSizeBytes)[1])
 _DURATION_PARSER = get_args(DurationSeconds)[1]
 
 Place = tuple[str | int, ...]
@@ -79,7 +79,7 @@ def expected(field: FieldInfo | None, annotation: Any) -> str:
     if get_origin(inner) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(inner))
     metadata = field.metadata if field else []
-    if _SIZE_PARSER in metadata:
+    if any(parser in metadata for parser in _SIZE_PARSERS):
         return "a size (bytes, or a number with KiB, MiB, GiB)" + _range_words(metadata)
     if _DURATION_PARSER in metadata:
         return "a duration (seconds, or a number with ms, s, m, h)" + _range_words(metadata)

@@ -5,7 +5,7 @@ sends one frame that carries all new tokens of all requests.
 """
 
 import struct
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,6 +21,13 @@ FRAME_HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
 
 
+class AdapterSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One LoRA adapter for a worker to load."""
+
+    name: str
+    path: str
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One model for a worker to load."""
 
@@ -32,6 +39,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     share: float = 1.0
     quantization: str | None = None
     speculation: str | None = None
+    engine: Literal["auto", "torch", "vllm"] = "auto"
+    adapters: list[AdapterSpec] = []
+    """Loaded with the model; one that cannot be is reported, the others serve."""
+    max_adapters: int = 8
+    max_adapter_rank: int = 64
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,13 +53,17 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     socket_path: str
     device: str
     models: list[ModelSpec]
+    cpus: str | None = None
     num_threads: int | None = None
-    kv_cache_bytes: int = 1 << 30
-    max_step_tokens: int = 512
-    max_running: int = 64
+    kv_cache_bytes: int | None = None
+    memory_utilization: float = 0.9
+    max_step_tokens: int | None = None
+    max_running: int | None = None
     step_policy: str = "fair-share"
     snapshot_interval_s: float = 0.5
     log_level: str = "info"
+    python: str | None = None
+    """Interpreter that the worker runs under; None: the platform's own."""
 
 
 # platform to worker
@@ -71,11 +87,36 @@ class Abort(msgspec.Struct, tag="abort", frozen=True):
     ids: list[int]
 
 
+class LoadAdapter(msgspec.Struct, tag="load_adapter", frozen=True, kw_only=True):
+    """Load a LoRA adapter, in place of one of the same name; answered by its id."""
+
+    id: int
+    model: str
+    name: str
+    path: str
+
+
+class DropAdapter(msgspec.Struct, tag="drop_adapter", frozen=True, kw_only=True):
+    """Forget a LoRA adapter once the last request that uses it has ended; answered by its id."""
+
+    id: int
+    model: str
+    name: str
+
+
 class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Exit after what runs has finished."""
 
 
 # worker to platform
+
+
+class AdapterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an adapter that was to be loaded with its model."""
+
+    name: str
+    error: str | None = None
+    """Why it cannot be used."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +130,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = ""
     weights_bytes: int = 0
     load_s: float = 0.0
+    adapters: list[AdapterInfo] = []
     error: str | None = None
     """Set when the model could not be loaded; the others serve on."""
     error_code: str | None = None
@@ -127,6 +169,12 @@ class Encoded(msgspec.Struct, tag="encoded", frozen=True):
     data: bytes
 
 
+class AdapterDone(msgspec.Struct, tag="adapter_done", frozen=True):
+    """A `LoadAdapter` or `DropAdapter` has been carried out; a refused one ends with `Failed`."""
+
+    id: int
+
+
 class Failed(msgspec.Struct, tag="failed", frozen=True):
     """One request ended with an error of `core.errors`, by its wire code."""
 
@@ -142,8 +190,8 @@ class Load(msgspec.Struct, tag="load", frozen=True):
     snapshot: LoadSnapshot
 
 
-Command = Generate | Encode | Abort | Stop
-Event = Ready | StepOutput | Encoded | Failed | Load
+Command = Generate | Encode | Abort | LoadAdapter | DropAdapter | Stop
+Event = Ready | StepOutput | Encoded | AdapterDone | Failed | Load
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

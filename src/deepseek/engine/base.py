@@ -1,6 +1,8 @@
 """The plug-in point of the device worker: what the step loop asks of an engine."""
 
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from deepseek.core.requests import EncodeRequest, GenerateRequest, ModelLoad
 from deepseek.core.wire import Encoded, Failed, TokenDelta
@@ -49,4 +51,30 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back device memory; the engine is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """What an engine has besides where its model takes LoRA adapters.
+
+    A request names its adapter in `GenerateRequest.adapter`; `Engine.add` raises `AdapterNotFound`
+    where it is not loaded.
+    """
+
+    def prepare_adapter(self, name: str, path: Path) -> Callable[[], None]:
+        """Read an adapter and return what puts it in place.
+
+        Called from any thread, beside `step`: changes nothing, and may take long. What it returns
+        is called from the step loop's thread; it is quick, and replaces an adapter of the same
+        name, which requests that have begun keep. Both raise `AdapterRejected`; the adapters that
+        are loaded stay as they are then.
+        """
+        ...
+
+    def drop_adapter(self, name: str) -> None:
+        """Take no new request for an adapter; its memory is given back when its last one ends.
+
+        Raises `AdapterNotFound`.
+        """
         ...

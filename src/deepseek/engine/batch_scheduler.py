@@ -2,8 +2,8 @@
 
 A step mixes one token of every decoding sequence with chunks of waiting prompts under a token
 budget, so that long prompts never stop running streams (Sarathi-Serve, arXiv:2403.02310). When
-blocks run out, the sequence admitted last gives its own back and is computed again later: no request dies of
-memory pressure.
+blocks run out, the sequence admitted last gives its own back and is computed again later: no
+request dies of memory pressure.
 """
 
 from collections import deque
@@ -59,23 +59,26 @@ class BatchScheduler:
         return None
 
     def schedule(self, draft: Callable[[Sequence], tuple[int, ...]] | None = None) -> list[Part]:
-        """Return the next step's parts, decoding sequences first; empty when nothing can run.
+        """Return the next step's parts, those of a single row first; empty when nothing can run.
 
         `draft` may guess tokens of a decoding sequence. The parts count as scheduled from now on.
         """
         self._admit()
         parts: list[Part] = []
         budget = self.max_step_tokens
+        decoding = [s for s in self.running if s.num_pending == 1 and not self._is_complete(s)]
+        spare = budget - len(decoding)  # guesses never cost another sequence its row
         # Room for one sequence preempts later ones only, so those chosen stay.
-        for sequence in list(self.running):
-            if sequence.num_pending == 1 and not self._is_complete(sequence):
-                guessed = draft(sequence) if draft is not None and sequence.is_decoding else ()
-                if self._make_room(sequence, 1):
-                    if guessed and not self._grow(sequence, 1 + len(guessed)):
-                        guessed = ()
-                    parts.append(self._part(sequence, 1, guessed))
-                    budget -= 1 + len(guessed)
-        parts.sort(key=lambda part: part.num_rows > 1)  # stable: single rows first
+        for sequence in decoding[:budget]:
+            guessed: tuple[int, ...] = ()
+            if draft is not None and spare > 0 and sequence.is_decoding:
+                guessed = draft(sequence)[:spare]
+            if self._make_room(sequence, 1):
+                if guessed and not self._grow(sequence, 1 + len(guessed)):
+                    guessed = ()
+                parts.append(self._part(sequence, 1, guessed))
+                budget -= 1 + len(guessed)
+                spare -= len(guessed)
         for sequence in list(self.running):
             if sequence.num_pending <= 1 or budget <= 0:
                 continue
@@ -83,6 +86,7 @@ class BatchScheduler:
             if self._make_room(sequence, size, preempt=not parts):
                 parts.append(self._part(sequence, size, ()))
                 budget -= size
+        parts.sort(key=lambda part: part.num_rows > 1)  # stable; a chunk too may be of one row
         for part in parts:
             sequence = part.sequence
             sequence.num_scheduled += part.num_rows

@@ -2,9 +2,9 @@
 
 Pure bookkeeping: no tensor, no device. A block holds the rows of `block_tokens` consecutive tokens.
 A full block is published under a digest of everything up to its end (SHA-256, chained from block
-to block, so equal digests mean equal prefixes); a later prompt that begins alike shares it.
-Blocks that nobody uses stay published until their memory is needed and go least recently used first,
-the end of a prefix before its beginning (PagedAttention, arXiv:2309.06180; the block rule of vLLM).
+to block, so equal digests mean equal prefixes); a later prompt that begins alike shares it. Blocks
+that nobody uses stay published until their memory is needed and go least recently used first, the
+end of a prefix before its beginning (PagedAttention, arXiv:2309.06180; the block rule of vLLM).
 """
 
 import hashlib

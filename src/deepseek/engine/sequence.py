@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from deepseek.core.requests import GenerateRequest, SamplingParams
+from deepseek.engine.adapters import LoadedAdapter
 from deepseek.engine.grammar import GrammarMatcher
 
 if TYPE_CHECKING:
@@ -40,10 +41,8 @@ class Sequence:
     tokens: list[int]
     """Prompt, then answer."""
     num_prompt: int
-    salt: bytes = b""
-    """Keeps the KV blocks of different adapters apart."""
-    adapter: int = 0
-    """Index of the LoRA adapter; 0: none."""
+    adapter: LoadedAdapter | None = None
+    """The LoRA adapter, acquired until the sequence is over."""
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     """Digests of the full blocks of `tokens`, as far as they have been needed."""
@@ -70,6 +69,16 @@ class Sequence:
     @property
     def id(self) -> int:
         return self.request.id
+
+    @property
+    def salt(self) -> bytes:
+        """What keeps the KV blocks of different adapters apart."""
+        return b"" if self.adapter is None else self.adapter.salt
+
+    @property
+    def adapter_index(self) -> int:
+        """What `StepBatch.adapters` has in the sequence's rows."""
+        return 0 if self.adapter is None else self.adapter.index
 
     @property
     def sampling(self) -> SamplingParams:

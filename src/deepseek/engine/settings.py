@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from deepseek.core.settings import DurationSeconds, Settings, SizeBytes
+from deepseek.core.settings import DurationSeconds, OptionalSizeBytes, Settings
 
 
 class PoolSettings(Settings):
@@ -10,16 +10,28 @@ class PoolSettings(Settings):
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`cpu`, `cuda`, `cuda:N`, or `auto` (default): the first GPU if there is one, else the CPU."""
+    python: str | None = Field(default=None, min_length=1)
+    """Path of the Python interpreter in whose environment the worker runs, relative to the
+    deployment file; default: the platform's own. vLLM, which pins its own torch, lives in such an
+    environment."""
+    cpus: str | None = Field(default=None, pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$")
+    """Processors the worker is pinned to, as `taskset` writes them (`0-3,8`); default: those that
+    the platform's own process may use."""
     num_threads: int | None = Field(default=None, ge=1, le=1024)
     """Compute threads on a CPU; default: one per core the process may use."""
-    kv_cache_bytes: SizeBytes = Field(default=2 * 1024**3, ge=1024**2)
-    """Memory for attention state of the pool's language models together, split by `share`; default
-    2GiB. Physical memory is taken as contexts grow, never more than this."""
-    max_step_tokens: int = Field(default=512, ge=16, le=65536)
+    kv_cache_bytes: OptionalSizeBytes = Field(default=None, ge=1024**2)
+    """Memory for attention state of the pool's language models together, split by `share`. Default
+    on a CPU: 2GiB; physical memory is taken as contexts grow, never more than this. Default on
+    a GPU: what `memory_utilization` leaves after the weights and a run of the largest step."""
+    memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Part of a GPU's memory that the pool may take in all, where `kv_cache_bytes` is not set;
+    default 0.9."""
+    max_step_tokens: int | None = Field(default=None, ge=16, le=65536)
     """Tokens one engine step may process; long prompts are cut into chunks of this size so that
-    running streams keep their pace. Default 512."""
-    max_running: int = Field(default=64, ge=1, le=1024)
-    """Generations one model runs at once; more wait in its queue. Default 64."""
+    running streams keep their pace. Default 512 on a CPU, 8192 on a GPU."""
+    max_running: int | None = Field(default=None, ge=1, le=1024)
+    """Generations one model runs at once; more wait in its queue. Default 64 on a CPU, 256 on a
+    GPU."""
     step_policy: str = "fair-share"
     """Which model steps next: `fair-share` (default; device time in proportion to `share`) or
     `round-robin`, or a name from the entry-point group `deepseek.step_policies`."""

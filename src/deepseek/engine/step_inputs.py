@@ -36,6 +36,25 @@ class StepInputs:
     def num_rows(self) -> int:
         return len(self.token_ids)
 
+    @classmethod
+    def empty(cls) -> "StepInputs":
+        """Return the inputs of a step without sequences: padded, they are padding alone."""
+        none = np.zeros(0, dtype=np.int32)
+        return cls(
+            token_ids=none,
+            positions=none,
+            kv_rows=none,
+            query_starts=np.zeros(1, dtype=np.int32),
+            context_lens=none,
+            block_tables=none.reshape(0, 0),
+            due_rows=none,
+            awaited=None,
+            adapters=None,
+            num_decodes=0,
+            max_query_rows=0,
+            max_context_len=0,
+        )
+
 
 def build_inputs(
     parts: Sequence[Part], *, block_tokens: int, previous: Mapping[int, int]
@@ -125,5 +144,5 @@ def _awaited(pairs: list[tuple[int, int]], num_rows: int) -> Ints:
 
 
 def _adapters(parts: Sequence[Part], owners: Ints) -> Ints | None:
-    adapters = np.array([part.sequence.adapter for part in parts], dtype=np.int32)
+    adapters = np.array([part.sequence.adapter_index for part in parts], dtype=np.int32)
     return adapters[owners] if adapters.any() else None

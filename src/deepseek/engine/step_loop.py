@@ -3,28 +3,46 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from deepseek.core.errors import DeepseekError
+from deepseek.core.errors import AdapterRejected, DeepseekError, EngineFault, ModelUnavailable
 from deepseek.core.requests import LoadSnapshot
 from deepseek.core.wire import (
     Abort,
+    AdapterDone,
     Command,
+    DropAdapter,
     Encode,
     Event,
     Failed,
     Generate,
     Load,
+    LoadAdapter,
     StepOutput,
     Stop,
     TokenDelta,
 )
-from deepseek.engine.base import Engine, Request
+from deepseek.engine.base import AdapterHost, Engine, Request
 from deepseek.engine.memory import resident_bytes
 from deepseek.scheduling.step_policies import StepPolicy
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRead:
+    """What has become of reading an adapter in a thread, to be put in place by the loop."""
+
+    id: int
+    """Of the command that asked for it."""
+    install: Future[Callable[[], None]]
+
+
+Inbox = SimpleQueue[Command | AdapterRead | None]
+"""What the loop does between two steps; None: the platform is gone."""
 
 
 class StepLoop:
@@ -35,14 +53,15 @@ class StepLoop:
         engines: dict[str, Engine],
         policy: StepPolicy,
         *,
-        commands: "SimpleQueue[Command | None]",
+        commands: Inbox,
         send: Callable[[Event], None],
         snapshot_interval_s: float,
     ) -> None:
-        """Take commands from a queue (None: the platform is gone) and send events by `send`."""
+        """Take commands from a queue and send events by `send`."""
         self._engines = engines
         self._policy = policy
         self._commands = commands
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
         self._send = send
         self._interval_s = snapshot_interval_s
         self._busy_s = dict.fromkeys(engines, 0.0)
@@ -54,6 +73,12 @@ class StepLoop:
 
     def run(self) -> None:
         """Loop until a `Stop` has been taken and all work is done, or the platform is gone."""
+        try:
+            self._run()
+        finally:
+            self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
         while True:
             if not self._take_commands(block=not self._ready()):
                 return
@@ -114,7 +139,7 @@ class StepLoop:
         except Empty:
             return True
 
-    def _apply(self, command: Command) -> None:
+    def _apply(self, command: Command | AdapterRead) -> None:
         match command:
             case Generate(requests):
                 for request in requests:
@@ -126,6 +151,12 @@ class StepLoop:
                     engine = self._owners.pop(request_id, None)
                     if engine is not None:
                         engine.abort(request_id)
+            case LoadAdapter():
+                self._load_adapter(command)
+            case AdapterRead(command_id, install):
+                self._carry_out(command_id, lambda: install.result()())
+            case DropAdapter(id=command_id, model=model, name=name):
+                self._carry_out(command_id, lambda: self._adapter_host(model).drop_adapter(name))
             case Stop():
                 self._stopping = True
 
@@ -141,6 +172,38 @@ class StepLoop:
             self._send(Failed(request.id, error.code, error.message, error.param))
             return
         self._owners[request.id] = engine
+
+    def _load_adapter(self, command: LoadAdapter) -> None:
+        """Read in a thread, so that running streams do not wait for a disk."""
+
+        def read() -> Callable[[], None]:
+            return self._adapter_host(command.model).prepare_adapter(
+                command.name, Path(command.path)
+            )
+
+        reading = self._reader.submit(read)
+        reading.add_done_callback(lambda done: self._commands.put(AdapterRead(command.id, done)))
+
+    def _carry_out(self, command_id: int, change: Callable[[], None]) -> None:
+        """Change an engine's adapters and answer the command; a refusal changes nothing."""
+        try:
+            change()
+        except DeepseekError as error:
+            self._send(Failed(command_id, error.code, error.message, error.param))
+        except Exception as error:
+            logger.exception("adapters could not be changed")
+            fault = EngineFault(f"adapters could not be changed: {type(error).__name__}")
+            self._send(Failed(command_id, fault.code, fault.message))
+        else:
+            self._send(AdapterDone(command_id))
+
+    def _adapter_host(self, model: str) -> AdapterHost:
+        engine = self._engines.get(model)
+        if engine is None:
+            raise ModelUnavailable(f"model {model!r} is not loaded in this worker")
+        if not isinstance(engine, AdapterHost):
+            raise AdapterRejected(f"model {model!r} takes no adapters")
+        return engine
 
     def _report(self) -> None:
         now = time.monotonic()

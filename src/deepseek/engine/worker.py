@@ -19,7 +19,6 @@ from transformers.utils.logging import disable_progress_bar
 from deepseek.core.errors import DeepseekError
 from deepseek.core.wire import (
     FRAME_HEADER,
-    Command,
     Event,
     ModelInfo,
     Ready,
@@ -28,8 +27,9 @@ from deepseek.core.wire import (
     frame,
 )
 from deepseek.engine.base import Engine
-from deepseek.engine.loading import failed_info, load_engine, prepare_device
-from deepseek.engine.step_loop import StepLoop
+from deepseek.engine.device import prepare_device
+from deepseek.engine.selection import failed_info, load_model
+from deepseek.engine.step_loop import Inbox, StepLoop
 from deepseek.scheduling.step_policies import make_step_policy
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def main() -> int:
     )
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.connect(spec.socket_path)
-    commands: SimpleQueue[Command | None] = SimpleQueue()
+    commands: Inbox = SimpleQueue()
     events: SimpleQueue[Event | None] = SimpleQueue()
     writer = threading.Thread(target=_write, args=(connection, events), daemon=True)
     writer.start()
@@ -78,7 +78,7 @@ def _load_models(spec: WorkerSpec, device: str) -> tuple[dict[str, Engine], list
     infos: list[ModelInfo] = []
     for model in spec.models:
         try:
-            engines[model.name], info = load_engine(model, spec, device=device)
+            engines[model.name], info = load_model(model, spec, device=device)
         except (DeepseekError, OSError) as error:
             logger.error("model %s cannot be loaded: %s", model.name, error)
             info = failed_info(model, error)
@@ -86,7 +86,7 @@ def _load_models(spec: WorkerSpec, device: str) -> tuple[dict[str, Engine], list
     return engines, infos
 
 
-def _read(connection: socket.socket, commands: "SimpleQueue[Command | None]") -> None:
+def _read(connection: socket.socket, commands: Inbox) -> None:
     """Decode frames into the queue until the platform hangs up."""
     stream = connection.makefile("rb")
     try:

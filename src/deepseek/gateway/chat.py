@@ -45,7 +45,7 @@ class ChatRoute:
 
     async def _answer(self, exchange: Exchange, request: ChatRequest, *, num_bytes: int) -> None:
         deployment = self._parts.deployments.generator(request.model)
-        exchange.model = deployment.name
+        exchange.model = deployment.deployment_name
         _check(request, max_n=self._parts.settings.max_n)
         grammar = response_grammar(request.response_format)
         if grammar is not None:
@@ -55,7 +55,7 @@ class ChatRoute:
             grammar = tools.grammar
         prompt = await _prompt(request, deployment, tools, num_bytes=num_bytes)
         generation = _generation(request, deployment, prompt, grammar)
-        metrics = self._parts.metrics.model(deployment.name)
+        metrics = self._parts.metrics.model(deployment.deployment_name)
         meter = Meter(generation, metrics, started_at=exchange.started_at)
         if request.stream:
             options = request.stream_options

@@ -32,7 +32,7 @@ class CompletionsRoute:
     ) -> None:
         settings = self._parts.settings
         deployment = self._parts.deployments.generator(request.model)
-        exchange.model = deployment.name
+        exchange.model = deployment.deployment_name
         _check(request, max_n=settings.max_n)
         inputs = split_inputs(request.prompt, param="prompt", max_inputs=settings.max_batch_inputs)
         prompts = await offload(num_bytes, _tokenize, deployment, inputs)
@@ -40,7 +40,7 @@ class CompletionsRoute:
         echoes = _echoes(request, deployment, inputs, n=generation.options.n)
         meter = Meter(
             generation,
-            self._parts.metrics.model(deployment.name),
+            self._parts.metrics.model(deployment.deployment_name),
             started_at=exchange.started_at,
         )
         if request.stream:

@@ -24,6 +24,7 @@ from deepseek.gateway.protocol_operations import Index
 from deepseek.gateway.routes import (
     EXCHANGE_KEY,
     RouteSpec,
+    adapter_routes,
     build_router,
     document_routes,
     operation_routes,
@@ -59,6 +60,7 @@ class Edge:
         self._parts = parts
         self._specs: list[RouteSpec] = [
             *work_routes(parts),
+            *adapter_routes(parts),
             *operation_routes(Operations(parts)),
             *document_routes(openapi=self._openapi, index=self._index),
         ]

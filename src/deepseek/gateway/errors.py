@@ -18,6 +18,8 @@ from typing import Literal
 import msgspec
 
 from deepseek.core.errors import (
+    AdapterLoadingOff,
+    AdapterNotFound,
     BodyTooLarge,
     ConfigurationError,
     DeepseekError,
@@ -97,6 +99,8 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 _STATUS: dict[type[DeepseekError], int] = {
+    AdapterLoadingOff: 403,
+    AdapterNotFound: 404,
     BodyTimeout: 408,
     BodyTooLarge: 413,
     HeadTooLarge: 431,

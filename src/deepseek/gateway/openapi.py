@@ -49,7 +49,8 @@ _WORK_ERRORS: tuple[type[DeepseekError], ...] = (
 )
 _MEANINGS = {
     400: "The request is not valid; `param` names the field.",
-    404: "No such model or route.",
+    403: "The deployments take no adapters over HTTP.",
+    404: "No such model, adapter or route.",
     405: "The path has another method, named in `allow`.",
     408: "The body took too long to arrive.",
     413: "The body is too large.",
@@ -92,10 +93,13 @@ def _describe_deployment(properties: Json, spec: RouteSpec, parts: Parts) -> Non
         status.name
         for status in parts.deployments.statuses()
         if status.task in spec.tasks
+        and not (spec.adapts and status.parent)
         and not (spec.reranks and len(parts.deployments.encoder(status.name).labels) > 1)
     ]
     if names:
-        properties["model"] = {**properties["model"], "enum": names}
+        is_optional = "default" in properties["model"]
+        choices = [*names, None] if is_optional else names
+        properties["model"] = {**properties["model"], "enum": choices}
     max_inputs = parts.settings.max_batch_inputs
     if "n" in properties:
         properties["n"] = _nullable(
@@ -165,7 +169,7 @@ def _responses(spec: RouteSpec, of_kind: dict[str, Json]) -> Json:
             }
         }
     responses: Json = {"200": _response("The answer.", content)}
-    errors: Iterable[type[DeepseekError]] = _WORK_ERRORS
+    errors: Iterable[type[DeepseekError]] = (*_WORK_ERRORS, *spec.errors)
     if spec.request is None:
         errors = (MethodNotAllowed, EngineFault)
         if "{model}" in spec.path:

@@ -26,12 +26,12 @@ class Operations:
         self._parts = parts
 
     async def list_models(self, exchange: Exchange) -> None:
-        """Name every deployment."""
-        models = [_model(status) for status in self._parts.deployments.statuses()]
+        """Name every deployment and every adapter."""
+        models = [model_body(status) for status in self._parts.deployments.statuses()]
         await exchange.answer(_encode(ModelList(data=models)))
 
     async def show_model(self, exchange: Exchange) -> None:
-        """Describe one deployment."""
+        """Describe one deployment or adapter."""
         name = exchange.path_params["model"]
         statuses = self._parts.deployments.statuses()
         found = next((status for status in statuses if status.name == name), None)
@@ -40,7 +40,7 @@ class Operations:
             raise ModelNotFound(
                 f"model {name!r} is not served here; served: {served}", param="model"
             )
-        await exchange.answer(_encode(_model(found)))
+        await exchange.answer(_encode(model_body(found)))
 
     async def live(self, exchange: Exchange) -> None:
         """Answer, as long as the process can."""
@@ -66,11 +66,13 @@ class Operations:
         await exchange.answer(self._parts.metrics.render(), media=CONTENT_TYPE.encode())
 
 
-def _model(status: DeploymentStatus) -> Model:
+def model_body(status: DeploymentStatus) -> Model:
+    """Return a deployment or adapter as the API shows it."""
     return Model(
         id=status.name,
         created=status.created,
         task=status.task.value,
         max_model_len=status.max_model_len,
         ready=status.ready,
+        parent=status.parent or None,
     )

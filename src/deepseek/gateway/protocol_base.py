@@ -11,7 +11,9 @@ from msgspec import Meta, Struct
 
 MAX_INT32 = 2**31 - 1
 
-ModelName = Annotated[str, Meta(min_length=1, max_length=256, description="Name of a deployment.")]
+ModelName = Annotated[
+    str, Meta(min_length=1, max_length=256, description="Name of a deployment or an adapter.")
+]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 TokenCount = Annotated[int, Meta(ge=1, le=MAX_INT32)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]

@@ -1,8 +1,29 @@
 """Bodies of the routes that describe the platform."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+from deepseek.gateway.protocol_base import ModelName, Refusal
+
+AdapterName = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9][A-Za-z0-9._:/-]{0,95}$(?!\n)",  # `$` alone lets a newline pass
+        description="What requests call the adapter: letters, digits and . _ - : /, beginning with "
+        "a letter or digit.",
+    ),
+]
+AdapterPath = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=4096,
+        description="Directory that PEFT saved, on the server, below one of the deployment's "
+        "`adapter_dirs`; relative to one of these, or absolute.",
+    ),
+]
+DROP_REFUSED = {"lora_int_id": Refusal(remedy="adapters have names only; send `lora_name`")}
 
 
 class Model(Struct, frozen=True, kw_only=True):
@@ -15,10 +36,12 @@ class Model(Struct, frozen=True, kw_only=True):
     task: str
     max_model_len: int
     ready: bool
+    parent: str | None = None
+    """Of a LoRA adapter: the deployment that serves it."""
 
 
 class ModelList(Struct, frozen=True, kw_only=True):
-    """All deployments."""
+    """All deployments and their adapters."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -52,3 +75,29 @@ class Index(Struct, frozen=True, kw_only=True):
     name: str
     version: str
     routes: dict[str, str]
+
+
+class LoadAdapterRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Which adapter to serve, and under what name."""
+
+    lora_name: AdapterName
+    lora_path: AdapterPath
+    load_inplace: bool | None = None
+    """Replace an adapter of this name; requests that run with it go on unchanged."""
+    model: Annotated[
+        ModelName, Meta(description="Extension. The deployment to adapt, where several could be.")
+    ] | None = None  # fmt: skip
+
+
+class DropAdapterRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Which adapter to serve no longer."""
+
+    lora_name: AdapterName
+
+
+class DroppedAdapter(Struct, frozen=True, kw_only=True):
+    """An adapter that takes no more requests, in the shape of OpenAI's deleted models."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True

@@ -10,8 +10,9 @@ from typing import Any
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
-from deepseek.core.errors import Draining
+from deepseek.core.errors import AdapterLoadingOff, DeepseekError, Draining
 from deepseek.core.requests import Task
+from deepseek.gateway.adapters import DropAdapterRoute, LoadAdapterRoute
 from deepseek.gateway.chat import ChatRoute
 from deepseek.gateway.completions import CompletionsRoute
 from deepseek.gateway.encoders import ClassifyRoute, EmbeddingsRoute, RerankRoute
@@ -30,8 +31,11 @@ from deepseek.gateway.protocol_encoders import (
     RerankResults,
 )
 from deepseek.gateway.protocol_operations import (
+    DropAdapterRequest,
+    DroppedAdapter,
     Index,
     Liveness,
+    LoadAdapterRequest,
     Model,
     ModelList,
     Readiness,
@@ -58,7 +62,11 @@ class RouteSpec:
     """What a deployment must do to answer here."""
     reranks: bool = False
     """A classifier of several labels cannot answer here."""
+    adapts: bool = False
+    """An adapter cannot answer here, only a deployment that takes adapters."""
     streams: bool = False
+    errors: tuple[type[DeepseekError], ...] = ()
+    """What it may raise besides the errors of every route with a body."""
     not_ready: Any = None
     """The Struct of the answer with status 503, where that is no error."""
 
@@ -121,20 +129,46 @@ def work_routes(parts: Parts) -> list[RouteSpec]:
     ]
 
 
+def adapter_routes(parts: Parts) -> list[RouteSpec]:
+    """Return the routes that load and drop LoRA adapters."""
+    return [
+        RouteSpec(
+            path="/v1/load_lora_adapter",
+            name="loadLoraAdapter",
+            summary="Serve a LoRA adapter",
+            handler=LoadAdapterRoute(parts),
+            request=LoadAdapterRequest,
+            response=Model,
+            tasks=(Task.GENERATE,),
+            adapts=True,
+            errors=(AdapterLoadingOff,),
+        ),
+        RouteSpec(
+            path="/v1/unload_lora_adapter",
+            name="unloadLoraAdapter",
+            summary="Serve a LoRA adapter no longer",
+            handler=DropAdapterRoute(parts),
+            request=DropAdapterRequest,
+            response=DroppedAdapter,
+            errors=(AdapterLoadingOff,),
+        ),
+    ]
+
+
 def operation_routes(operations: Operations) -> list[RouteSpec]:
     """Return the routes that describe the platform."""
     return [
         RouteSpec(
             path="/v1/models",
             name="listModels",
-            summary="Name the deployments",
+            summary="Name the deployments and their adapters",
             handler=operations.list_models,
             response=ModelList,
         ),
         RouteSpec(
             path="/v1/models/{model}",
             name="retrieveModel",
-            summary="Describe a deployment",
+            summary="Describe a deployment or adapter",
             handler=operations.show_model,
             response=Model,
         ),

@@ -91,12 +91,17 @@ class DeploymentStatus:
     """Unix time at which the deployment was made."""
     max_model_len: int = 0
     num_in_flight: int = 0
+    parent: str = ""
+    """Of a LoRA adapter: the deployment that serves it."""
 
 
 class GenerateDeployment(Protocol):
-    """A served language model."""
+    """A served language model, or one of its LoRA adapters."""
 
     name: str
+    """What requests call it."""
+    deployment_name: str
+    """The deployment that answers; differs from `name` for an adapter only."""
     default_max_tokens: int | None
     sampling_defaults: SamplingDefaults
 
@@ -144,8 +149,9 @@ class GenerateDeployment(Protocol):
 
         Closing the iterator aborts what still runs and frees its slots. `sampling.max_tokens` must
         already be positive. Raises `ContextLengthExceeded`, `Overloaded`, `Draining`,
-        `ModelUnavailable`, `WorkerCrashed`, `RequestTimeout`, `EngineFault`; the first four before
-        the first delta only, at the first `__anext__`.
+        `ModelUnavailable`, `WorkerCrashed`, `RequestTimeout`, `EngineFault`, of an adapter
+        `AdapterNotFound`; the first four and the last before the first delta only, at the first
+        `__anext__`.
         """
         ...
 
@@ -203,11 +209,32 @@ class Deployments(Protocol):
         """As `encoder`, but only a model of task classify."""
         ...
 
-    def statuses(self) -> list[DeploymentStatus]: ...
+    def statuses(self) -> list[DeploymentStatus]:
+        """Describe every deployment, then every adapter."""
+        ...
+
+    async def load_adapter(
+        self, name: str, path: str, *, deployment: str | None = None, replace: bool = False
+    ) -> DeploymentStatus:
+        """Serve the LoRA adapter at `path` under a name of its own; return once it answers.
+
+        None: the one deployment that takes adapters. `replace` allows a name that is loaded
+        already; what runs with it goes on unchanged. Raises `AdapterLoadingOff`,
+        `AdapterRejected`, `InvalidRequest` (param `model`), and what `generate` may raise. A load
+        that nobody waits for any more is carried out all the same.
+        """
+        ...
+
+    async def drop_adapter(self, name: str) -> None:
+        """Serve an adapter to no new request; those that run with it finish.
+
+        Raises `AdapterNotFound`, `AdapterLoadingOff`, and what `generate` may raise.
+        """
+        ...
 
     @property
     def ready(self) -> bool:
-        """True when every deployment can take a request."""
+        """True when every deployment can take a request; adapters do not count."""
         ...
 
     @property

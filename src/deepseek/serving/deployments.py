@@ -7,26 +7,32 @@ the worker. Several deployments of one pool share one replica.
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from llguidance import LLMatcher
 
 from deepseek.core.errors import (
+    AdapterLoadingOff,
+    AdapterNotFound,
+    AdapterRejected,
     ContextLengthExceeded,
     DeepseekError,
     Draining,
     InvalidGrammar,
     InvalidRequest,
     ModelSourceError,
+    ModelUnavailable,
     Overloaded,
     RequestTimeout,
     UnsupportedParameter,
 )
 from deepseek.core.requests import GenerateRequest, SamplingParams, Task, TokenLogprobs
-from deepseek.core.wire import ModelInfo, TokenDelta
+from deepseek.core.wire import AdapterSpec, ModelInfo, TokenDelta
+from deepseek.serving.adapters import ServedAdapter, find_below
 from deepseek.serving.base import (
     DeploymentStatus,
     GenerateOptions,
@@ -129,6 +135,7 @@ class Generator(Deployment):
         self, name: str, settings: ModelSettings, directory: ModelDirectory, replica: Replica
     ) -> None:
         super().__init__(name, settings, directory, replica)
+        self.deployment_name = name
         self._template = load_chat_template(directory.path)
         self.default_max_tokens = settings.default_max_tokens
         self.sampling_defaults = _sampling_defaults(directory)
@@ -164,13 +171,22 @@ class Generator(Deployment):
             raise InvalidGrammar(f"no answer can follow it: {complaint}", param=param)
 
     async def generate(
-        self, prompts: Sequence[list[int]], options: GenerateOptions
+        self,
+        prompts: Sequence[list[int]],
+        options: GenerateOptions,
+        *,
+        adapter: str | None = None,
     ) -> AsyncGenerator[TextDelta, None]:
-        """Yield the answers of all prompts, interleaved as they grow."""
+        """Yield the answers of all prompts, interleaved as they grow; perhaps with an adapter on.
+
+        Raises `AdapterNotFound` besides what the Protocol says.
+        """
         self._check()
+        if adapter is not None:
+            self._check_adapter(adapter)
         self._check_lengths(prompts, options.sampling)
         answers = [
-            _Answer(index, prompt, sampling, self, options)
+            _Answer(index, prompt, sampling, self, options, adapter=adapter)
             for index, (prompt, sampling) in enumerate(_fan_out(prompts, options))
         ]
         with self._admitted(len(answers)):
@@ -186,6 +202,52 @@ class Generator(Deployment):
                                 yield delta
             except TimeoutError:
                 raise self._timed_out() from None
+
+    # adapters
+
+    @property
+    def adapters(self) -> Mapping[str, ServedAdapter]:
+        """The LoRA adapters that requests may name."""
+        return self._replica.adapters.of(self.name)
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether adapters may be loaded and dropped over HTTP."""
+        return bool(self.settings.adapter_dirs)
+
+    async def load_adapter(self, name: str, path: str, *, replace: bool) -> None:
+        """Load an adapter; see `Replica.load_adapter` and `serving.base.Deployments`."""
+        self._check()
+        self._check_takes_adapters()
+        if name in self.adapters and not replace:
+            raise AdapterRejected(
+                f"lora_name: adapter {name!r} is loaded already; drop it first, or replace it with "
+                "load_inplace",
+                param="lora_name",
+            )
+        directories = [Path(directory) for directory in self.settings.adapter_dirs]
+        place = await asyncio.to_thread(find_below, path, directories)
+        await self._replica.load_adapter(self.name, AdapterSpec(name=name, path=str(place)))
+
+    async def drop_adapter(self, name: str) -> None:
+        """Drop an adapter; see `Replica.drop_adapter` and `serving.base.Deployments`."""
+        self._check()
+        self._check_takes_adapters()
+        await self._replica.drop_adapter(self.name, name)
+
+    def _check_takes_adapters(self) -> None:
+        if not self.takes_adapters:
+            raise AdapterLoadingOff(
+                f"model {self.name!r} takes no adapters over HTTP: models.NAME.adapter_dirs lists "
+                "no directory they may come from"
+            )
+
+    def _check_adapter(self, name: str) -> None:
+        adapter = self.adapters.get(name)
+        if adapter is None:
+            raise AdapterNotFound(f"adapter {name!r} has been dropped", param="model")
+        if adapter.fault:
+            raise ModelUnavailable(adapter.fault)
 
     def _check_lengths(self, prompts: Sequence[list[int]], sampling: SamplingParams) -> None:
         limit = self.max_model_len
@@ -217,8 +279,11 @@ class _Answer:
         sampling: SamplingParams,
         owner: Generator,
         options: GenerateOptions,
+        *,
+        adapter: str | None,
     ) -> None:
         self._index = index
+        self._adapter = adapter
         self._prompt = prompt
         self._sampling = sampling
         self._owner = owner
@@ -233,6 +298,7 @@ class _Answer:
             model=self._owner.name,
             prompt_token_ids=self._prompt,
             sampling=self._sampling,
+            adapter=self._adapter,
         )
         async with aclosing(replica.stream(request)) as deltas:
             async for delta in deltas:

@@ -24,12 +24,16 @@ from deepseek.core.errors import (
 from deepseek.core.requests import EncodeRequest, GenerateRequest, LoadSnapshot
 from deepseek.core.wire import (
     Abort,
+    AdapterDone,
+    AdapterSpec,
+    DropAdapter,
     Encode,
     Encoded,
     Event,
     Failed,
     Generate,
     Load,
+    LoadAdapter,
     ModelInfo,
     Ready,
     StepOutput,
@@ -37,6 +41,7 @@ from deepseek.core.wire import (
     TokenDelta,
     WorkerSpec,
 )
+from deepseek.serving.adapters import AdapterRoster
 from deepseek.serving.worker_process import WorkerDied, WorkerProcess, start_worker
 
 logger = logging.getLogger(__name__)
@@ -65,14 +70,16 @@ class RestartPolicy:
     backoff_s: float = 0.5
 
 
+_Request = GenerateRequest | EncodeRequest | LoadAdapter | DropAdapter
+_Answer = TokenDelta | Encoded | AdapterDone | DeepseekError
+
+
 @dataclass(slots=True, eq=False)
 class _Pending:
     """A request in the worker's hands."""
 
-    request: GenerateRequest | EncodeRequest
-    inbox: "asyncio.Queue[TokenDelta | Encoded | DeepseekError]" = field(
-        default_factory=asyncio.Queue
-    )
+    request: _Request
+    inbox: asyncio.Queue[_Answer] = field(default_factory=asyncio.Queue)
     has_answered: bool = False
     was_retried: bool = False
 
@@ -97,6 +104,7 @@ class Replica:
         self._first_ready: asyncio.Future[None] | None = None
         self._models: dict[str, ModelInfo] = {}
         self._num_crashes = 0
+        self.adapters = AdapterRoster(spec.models)
         self.idle = asyncio.Event()
         """Set while no request is pending."""
         self.idle.set()
@@ -174,7 +182,28 @@ class Replica:
             raise TypeError(f"the worker answered an encoding with {type(item).__name__}")
         return item
 
+    async def load_adapter(self, model: str, spec: AdapterSpec) -> None:
+        """Have the worker load an adapter, in place of one of the same name, and keep it loaded.
+
+        To be called for one name at a time, and not to be cancelled: the worker carries it out.
+        """
+        await self._change_adapters(
+            LoadAdapter(id=self.next_id(), model=model, name=spec.name, path=spec.path)
+        )
+        self.adapters.loaded(model, spec)
+
+    async def drop_adapter(self, model: str, name: str) -> None:
+        """Have the worker drop an adapter; see `load_adapter`."""
+        await self._change_adapters(DropAdapter(id=self.next_id(), model=model, name=name))
+        self.adapters.dropped(model, name)
+
     # requests
+
+    async def _change_adapters(self, command: LoadAdapter | DropAdapter) -> None:
+        pending = self._submit(command)
+        item = await pending.inbox.get()
+        if isinstance(item, DeepseekError):
+            raise item
 
     def check(self, model: str) -> ModelInfo:
         """Return the model's info; raises `Unavailable` or `ModelUnavailable`."""
@@ -185,7 +214,7 @@ class Replica:
             raise ModelUnavailable(f"model {model!r} could not be loaded: {info.error}")
         return info
 
-    def _submit(self, request: GenerateRequest | EncodeRequest) -> _Pending:
+    def _submit(self, request: _Request) -> _Pending:
         self.check(request.model)
         pending = _Pending(request)
         self._pending[request.id] = pending
@@ -193,13 +222,16 @@ class Replica:
         self._send(request)
         return pending
 
-    def _send(self, request: GenerateRequest | EncodeRequest) -> None:
+    def _send(self, request: _Request) -> None:
         if self._worker is None:
             return
-        if isinstance(request, GenerateRequest):
-            self._worker.send(Generate([request]))
-        else:
-            self._worker.send(Encode(request))
+        match request:
+            case GenerateRequest():
+                self._worker.send(Generate([request]))
+            case EncodeRequest():
+                self._worker.send(Encode(request))
+            case LoadAdapter() | DropAdapter():
+                self._worker.send(request)
 
     def _withdraw(self, request_id: int) -> None:
         """Forget a request; one that is not finished is aborted in the worker."""
@@ -225,7 +257,7 @@ class Replica:
 
     async def _start_once(self) -> WorkerProcess | None:
         try:
-            return await start_worker(self._spec)
+            return await start_worker(self.adapters.applied_to(self._spec))
         except WorkerDied as error:
             logger.error("pool %s: %s", self.pool, error)
             self.reason = str(error)
@@ -284,6 +316,8 @@ class Replica:
             case Encoded():
                 self._num_crashes = 0
                 self._deliver(event.id, event)
+            case AdapterDone(request_id):
+                self._deliver(request_id, event)
             case Failed(request_id, code, message, param):
                 self._deliver(request_id, error_from_wire(code, message, param=param))
             case Load(snapshot):
@@ -292,13 +326,14 @@ class Replica:
                     self._observer(self.pool, snapshot)
             case Ready(_, models):
                 self._models = {info.name: info for info in models}
+                self.adapters.worker_started(models)
                 self._set_state(WorkerState.READY, "")
                 for pending in self._pending.values():
                     self._send(pending.request)
                 if self._first_ready is not None and not self._first_ready.done():
                     self._first_ready.set_result(None)
 
-    def _deliver(self, request_id: int, item: TokenDelta | Encoded | DeepseekError) -> None:
+    def _deliver(self, request_id: int, item: _Answer) -> None:
         """Hand an item over; late items of withdrawn requests are dropped."""
         pending = self._pending.get(request_id)
         if pending is None:

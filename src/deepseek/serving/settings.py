@@ -1,10 +1,18 @@
 """Settings of one served model (section `models` of the file)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from deepseek.core.settings import DurationSeconds, Settings
+
+ModelName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,95}$",
+        description="letters, digits and . _ - : /, beginning with a letter or digit, at most 96",
+    ),
+]
 
 
 class ModelSettings(Settings):
@@ -15,6 +23,10 @@ class ModelSettings(Settings):
     directory, relative to the deployment file."""
     pool: str = "default"
     """The device pool that runs the model; `default` exists without being declared."""
+    engine: Literal["auto", "torch", "vllm"] = "auto"
+    """What runs the model: `torch` (the platform's own engine), `vllm` (language models only, where
+    the pool's environment has it), or `auto` (default): `torch` for every architecture that it
+    knows, else `vllm`."""
     task: Literal["auto", "generate", "embed", "classify"] = "auto"
     """What the model does; `auto` (default) reads it from the model's config."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -37,3 +49,14 @@ class ModelSettings(Settings):
     """Seconds a request may take in all, then 504; default 600."""
     default_max_tokens: int | None = Field(default=None, ge=1)
     """`max_tokens` of chat requests that name none; default: what is left of the context."""
+    adapters: dict[ModelName, str] = Field(default_factory=dict)
+    """LoRA adapters of the model: the name clients send as `model`, and the path of the directory
+    that PEFT saved, relative to the deployment file. Default: none."""
+    adapter_dirs: list[str] = Field(default_factory=list)
+    """Directories, relative to the deployment file, below which adapters may be loaded and dropped
+    over HTTP while the model serves; default: none, which turns that off."""
+    max_adapters: int = Field(default=8, ge=1, le=64)
+    """Adapters loaded at once; default 8. A step that holds a request with an adapter computes the
+    ranks of all that are loaded."""
+    max_adapter_rank: int = Field(default=64, ge=1, le=1024)
+    """Largest LoRA rank an adapter may have; default 64."""

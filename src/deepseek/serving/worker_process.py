@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+import deepseek
 from deepseek.core.wire import (
     FRAME_HEADER,
     MAX_FRAME_BYTES,
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 120.0
 """A worker connects after importing its libraries, before it loads a model."""
+_STANDALONE = Path(deepseek.__file__).parent / "engine" / "standalone.py"
 _SPIN_COUNT = "3000"
 """As fast as spinning on when the machine is ours, and far faster beside a busy neighbour."""
 
@@ -87,7 +89,7 @@ class WorkerProcess:
 
 
 async def start_worker(spec: WorkerSpec) -> WorkerProcess:
-    """Start `python -m deepseek.engine.worker` and return it once it has connected.
+    """Start a worker under the pool's interpreter and return it once it has connected.
 
     Raises `WorkerDied` where it ends first or takes longer than `CONNECT_TIMEOUT_S`.
     """
@@ -106,13 +108,12 @@ async def start_worker(spec: WorkerSpec) -> WorkerProcess:
         server = await asyncio.start_unix_server(on_connect, path, limit=2**20)
         spec = msgspec.structs.replace(spec, socket_path=path)
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "deepseek.engine.worker",
-                stdin=asyncio.subprocess.PIPE,
-                env=_environment(),
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *_command(spec.python), stdin=asyncio.subprocess.PIPE, env=_environment()
+                )
+            except OSError as error:
+                raise WorkerDied(f"the worker cannot be started: {error}") from error
             return await _connect(process, spec, connected)
         finally:
             server.close()
@@ -143,6 +144,12 @@ async def _connect(
         raise
     finally:
         exited.cancel()
+
+
+def _command(python: str | None) -> list[str]:
+    if python is None:
+        return [sys.executable, "-m", "deepseek.engine.worker"]
+    return [python, "-P", str(_STANDALONE)]
 
 
 def _environment() -> dict[str, str]:

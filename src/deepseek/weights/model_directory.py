@@ -36,7 +36,13 @@ DECODER_ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "GPT2LMHeadModel",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
 )
+"""What the platform's own engine generates with."""
+_DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 ENCODER_MODEL_TYPES = (
     "bert",
     "roberta",
@@ -80,31 +86,34 @@ class ModelDirectory:
             read_header(file)
 
 
-def open_model_directory(path: Path) -> ModelDirectory:
+def open_model_directory(path: Path, *, any_decoder: bool = False) -> ModelDirectory:
     """Read and check a model directory.
+
+    `any_decoder` lets pass language models that our own engine does not know: another engine
+    decides about them when it loads them.
 
     Raises `ModelSourceError` (no usable directory), `UnsupportedModel` (an architecture that no
     engine runs) or `CorruptWeights` (damaged or missing weights files).
     """
     config = _read_config(path)
-    architecture, model_type = _check_supported(path, config)
+    architecture, model_type = _check_supported(path, config, any_decoder=any_decoder)
     _require_tokenizer(path)
     generation_config = read_object_if_present(path / "generation_config.json")
-    is_decoder = architecture in DECODER_ARCHITECTURES
-    sentence = None if is_decoder else read_sentence_pipeline(path)
-    task = _task(config, architecture, sentence)
+    is_encoder = model_type in ENCODER_MODEL_TYPES
+    sentence = read_sentence_pipeline(path) if is_encoder else None
+    task = _task(config, architecture, sentence) if is_encoder else Task.GENERATE
     directory = ModelDirectory(
         path=path,
         config=config,
         architecture=architecture,
         model_type=model_type,
         task=task,
-        max_model_len=_max_model_len(path, config, model_type),
+        max_model_len=_max_model_len(path, _text_config(config), model_type),
         weight_files=_weight_files(path),
         labels=_labels(path, config) if task is Task.CLASSIFY else (),
         multi_label=config.get("problem_type") == "multi_label_classification",
         generation_config=generation_config,
-        eos_token_ids=_eos_token_ids(config, generation_config),
+        eos_token_ids=_eos_token_ids(_text_config(config), generation_config),
         sentence=sentence,
     )
     directory.validate_weights()
@@ -128,7 +137,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     return read_object(file)
 
 
-def _check_supported(path: Path, config: Mapping[str, Any]) -> tuple[str, str]:
+def _check_supported(
+    path: Path, config: Mapping[str, Any], *, any_decoder: bool
+) -> tuple[str, str]:
     listed = config.get("architectures")
     architecture = str(listed[0]) if isinstance(listed, list) and listed else "(none)"
     model_type = str(config.get("model_type", "(none)"))
@@ -137,10 +148,14 @@ def _check_supported(path: Path, config: Mapping[str, Any]) -> tuple[str, str]:
         return architecture, model_type
     if model_type in ENCODER_MODEL_TYPES and is_encoder_class:
         return architecture, model_type
+    is_decoder_class = architecture.endswith(_DECODER_SUFFIXES)
+    if any_decoder and is_decoder_class and model_type not in ENCODER_MODEL_TYPES:
+        return architecture, model_type
+    elsewhere = "; vLLM may run it (docs/vllm.md)" if is_decoder_class else ""
     raise UnsupportedModel(
         f"{path}: architecture {architecture!r} (model type {model_type!r}) is not supported. "
         f"Supported: {', '.join(DECODER_ARCHITECTURES)}; encoders and sequence classifiers of "
-        f"the model types {', '.join(ENCODER_MODEL_TYPES)}"
+        f"the model types {', '.join(ENCODER_MODEL_TYPES)}{elsewhere}"
     )
 
 
@@ -152,9 +167,14 @@ def _require_tokenizer(path: Path) -> None:
         )
 
 
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the language model's part of the config of a model that also sees or hears."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
 def _task(config: Mapping[str, Any], architecture: str, sentence: SentencePipeline | None) -> Task:
-    if architecture in DECODER_ARCHITECTURES:
-        return Task.GENERATE
+    """Return what an encoder does."""
     if architecture.endswith(_CLASSIFIER_SUFFIX):
         return Task.CLASSIFY
     if sentence is not None and sentence.dense and config.get("id2label"):

@@ -42,7 +42,8 @@ class LatencySummary:
 class LoadReport:
     """The result of one run."""
 
-    url: str
+    url: str | None
+    """None: no server, but a worker's engine."""
     model: str
     task: str
     concurrency: int | None
@@ -58,7 +59,7 @@ class LoadReport:
     output_tokens: int
     token_counting: str
     """`usage`: counted by the server; `chunks`: text chunks stand for tokens, for servers that
-    send no usage; `mixed`: some of each."""
+    send no usage; `mixed`: some of each; `ids`: a worker's own token ids."""
     requests_per_s: float
     input_tokens_per_s: float
     output_tokens_per_s: float
@@ -74,6 +75,8 @@ class LoadReport:
     """Processor time of the generator's own process."""
     records: tuple[RequestRecord, ...] = field(default=(), repr=False)
     """Every request in the plan's order; not part of the JSON."""
+    engine: str | None = None
+    """Of a run without a server: the engine that was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON types, without the single records."""
@@ -85,11 +88,12 @@ class LoadReport:
 def summarise(
     records: Sequence[RequestRecord],
     *,
-    url: str,
+    url: str | None,
     model: str,
     task: str,
     concurrency: int | None,
     client_cpu_s: float,
+    engine: str | None = None,
 ) -> LoadReport:
     """Return the report; latencies and tokens are those of complete answers only."""
     complete = [record for record in records if record.error is None]
@@ -101,6 +105,7 @@ def summarise(
     output_tokens = sum(_output_tokens(record) for record in complete)
     return LoadReport(
         url=url,
+        engine=engine,
         model=model,
         task=task,
         concurrency=concurrency,
@@ -110,7 +115,7 @@ def summarise(
         duration_s=round(duration_s, 6),
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        token_counting=_token_counting(complete),
+        token_counting="ids" if engine else _token_counting(complete),
         requests_per_s=round(len(complete) * per_s, 3),
         input_tokens_per_s=round(input_tokens * per_s, 3),
         output_tokens_per_s=round(output_tokens * per_s, 3),

@@ -9,6 +9,7 @@ _COUNTING = {
     "usage": "counted by the server (usage)",
     "chunks": "text chunks counted as tokens: the server sends no usage",
     "mixed": "counted by the server where it sent usage, else text chunks",
+    "ids": "ids as the worker sent them",
 }
 
 
@@ -16,8 +17,9 @@ def print_report(report: LoadReport, *, console: Console | None = None) -> None:
     """Print latencies, table, errors, and what limits their meaning."""
     out = console or Console(highlight=False)
     loop = f"concurrency {report.concurrency}" if report.concurrency else "arrivals of the trace"
+    place = f"at {report.url}" if report.engine is None else f"on engine {report.engine}"
     out.print(
-        f"{report.task} {report.model} at {report.url}, {loop}: {report.num_ok} of "
+        f"{report.task} {report.model} {place}, {loop}: {report.num_ok} of "
         f"{report.num_requests} requests complete in {report.duration_s:.1f} s",
         markup=False,
         soft_wrap=True,

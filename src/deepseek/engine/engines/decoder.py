@@ -8,13 +8,16 @@ device, and the end of an answer is noticed one step late.
 import logging
 import random
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from pathlib import Path
 
 import torch
 
 from deepseek.core.errors import ContextLengthExceeded, InvalidRequest
 from deepseek.core.requests import EncodeRequest, FinishReason, GenerateRequest, ModelLoad
 from deepseek.core.wire import Failed, TokenDelta
+from deepseek.engine.adapters import AdapterSet
 from deepseek.engine.base import Output, Request
 from deepseek.engine.batch_scheduler import BatchScheduler, Part
 from deepseek.engine.grammar import GrammarCompiler
@@ -42,6 +45,7 @@ class DecoderEngine:
         eos_token_ids: tuple[int, ...],
         vocab_size: int,
         max_model_len: int,
+        adapters: AdapterSet,
         speculation: Speculation | None = None,
     ) -> None:
         self.name = name
@@ -51,6 +55,7 @@ class DecoderEngine:
         self._grammars = grammars
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
+        self._adapters = adapters
         self._speculation = speculation
         self._in_flight: PendingStep | None = None
 
@@ -66,8 +71,10 @@ class DecoderEngine:
         self._check(request)
         params, prompt = request.sampling, request.prompt_token_ids
         matcher = self._grammars.matcher(params.grammar) if params.grammar else None
+        adapter = None if request.adapter is None else self._adapters.acquire(request.adapter)
         self._scheduler.add(
             Sequence(
+                adapter=adapter,
                 request=request,
                 tokens=list(prompt),
                 num_prompt=len(prompt),
@@ -96,7 +103,7 @@ class DecoderEngine:
         """Drop a request wherever it is; its computed prefix stays reusable."""
         sequence = self._scheduler.find(request_id)
         if sequence is not None:
-            self._scheduler.remove(sequence)
+            self._leave(sequence)
 
     def fail_running(self) -> list[int]:
         """Drop every running sequence; what its blocks hold is not trusted again."""
@@ -105,7 +112,7 @@ class DecoderEngine:
             sequence.num_in_flight = 0  # preempted behind a step whose tokens will not come
         failed = list(self._scheduler.running)
         for sequence in failed:
-            self._scheduler.remove(sequence, trusted=False)
+            self._leave(sequence, trusted=False)
         return [sequence.id for sequence in failed]
 
     def load(self) -> ModelLoad:
@@ -128,6 +135,25 @@ class DecoderEngine:
         self._scheduler.waiting.clear()
         self._scheduler.running.clear()
         self._runner.close()
+
+    def prepare_adapter(self, name: str, path: Path) -> Callable[[], None]:
+        """Read a LoRA adapter; see `deepseek.engine.base.AdapterHost`."""
+        matrices = self._adapters.read(path)
+
+        def install() -> None:
+            self._adapters.load(name, matrices)
+
+        return install
+
+    def drop_adapter(self, name: str) -> None:
+        """Take no new request for an adapter."""
+        self._adapters.drop(name)
+
+    def _leave(self, sequence: Sequence, *, trusted: bool = True) -> None:
+        """End a sequence: its blocks and its adapter are free."""
+        self._scheduler.remove(sequence, trusted=trusted)
+        if sequence.adapter is not None:
+            self._adapters.release(sequence.adapter)
 
     def _check(self, request: GenerateRequest) -> None:
         prompt, limit = request.prompt_token_ids, self.max_model_len
@@ -235,13 +261,13 @@ class DecoderEngine:
             try:
                 reason = self._finish_reason(sequence, token)
             except InvalidRequest as error:
-                self._scheduler.remove(sequence)
+                self._leave(sequence)
                 return [Failed(sequence.id, error.code, error.message, error.param)]
             if reason is not None:
                 break
         self._scheduler.publish(sequence)
         if reason is not None:
-            self._scheduler.remove(sequence)
+            self._leave(sequence)
         num_top = sequence.sampling.num_logprobs
         scores = None
         if num_top is not None:

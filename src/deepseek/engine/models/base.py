@@ -7,6 +7,7 @@ import torch
 
 from deepseek.engine.batch import KVShape, LayerKV, StepBatch
 from deepseek.engine.models.checkpoint import Checkpoint
+from deepseek.engine.models.projection import Projection
 from deepseek.engine.ops.base import Ops
 
 
@@ -20,6 +21,8 @@ class Decoder(Protocol):
     vocab_size: int
     max_positions: int
     kv_shape: KVShape
+    projections: Sequence[Projection]
+    """The layers that LoRA adapters may change: `Checkpoint.projections`."""
 
     def __init__(self, checkpoint: Checkpoint, ops: Ops) -> None: ...
 

@@ -26,6 +26,8 @@ class Checkpoint:
     ) -> None:
         """Open the files; tensors are read when asked for, layers made by `linear_factory`."""
         self._linear_factory = linear_factory
+        self.projections: list[Projection] = []
+        """Every layer that `linear` has made: where an adapter may act."""
         self.path = path
         self.dtype = dtype
         self.device = device
@@ -66,7 +68,8 @@ class Checkpoint:
         """Return one layer that computes the named layers side by side.
 
         Names are without `.weight`; biases are taken where the checkpoint has them. `transposed`
-        says that weights are stored (in, out), as GPT-2 does.
+        says that weights are stored (in, out), as GPT-2 does. A model must call the layer with its
+        batch's adapters: whoever makes a layer here lets adapters change it.
         """
         weights = []
         for name, out in zip(names, out_features, strict=True):
@@ -78,9 +81,14 @@ class Checkpoint:
             pairs = zip(names, out_features, strict=True)
             bias = torch.cat([self.tensor(f"{name}.bias", (out,)) for name, out in pairs])
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-        return Projection(
-            self._linear_factory(weight, bias), names=names, out_features=out_features
+        projection = Projection(
+            self._linear_factory(weight, bias),
+            names=names,
+            in_features=in_features,
+            out_features=out_features,
         )
+        self.projections.append(projection)
+        return projection
 
     def head(self, weight: torch.Tensor) -> torch.nn.Module:
         """Return the layer that makes logits, (vocab, hidden); no adapter changes it."""

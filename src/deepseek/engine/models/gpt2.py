@@ -37,6 +37,7 @@ class GPT2Decoder:
         self._head = checkpoint.head(
             checkpoint.tensor("lm_head.weight") if untied else self._tokens
         )
+        self.projections = tuple(checkpoint.projections)
 
     def forward(
         self, batch: StepBatch, layers: Sequence[LayerKV], *, rows: torch.Tensor | None

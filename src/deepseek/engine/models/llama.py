@@ -64,6 +64,7 @@ class LlamaDecoder:
         tied = config.tie_word_embeddings or not checkpoint.has("lm_head.weight")
         head = self._embedding if tied else checkpoint.tensor("lm_head.weight")
         self._head = checkpoint.head(head)
+        self.projections = tuple(checkpoint.projections)
 
     def _feed_forward(self, checkpoint: Checkpoint, ops: Ops, index: int) -> FeedForward:
         """Return layer `index`'s feed-forward part; families with experts override it."""

@@ -7,6 +7,7 @@ That needs no gather, works for any mixture of rows, and can be captured in a CU
 is the rank of all loaded adapters together.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,39 +23,67 @@ class AdapterWeights:
     """(out, rank): LoRA's B with the scale multiplied in, zero outside each part's own outputs."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterStack:
+    """All adapters of one projection, side by side along the rank."""
+
+    down: torch.Tensor
+    """(ranks, in)"""
+    up: torch.Tensor
+    """(out, ranks)"""
+    owners: torch.Tensor
+    """(ranks,) int64: index of the adapter that each column belongs to."""
+    parts: Mapping[int, AdapterWeights]
+    """Each adapter's part by its index; views, so that nothing is held twice."""
+
+
+def stack_adapters(adapters: Mapping[int, AdapterWeights]) -> AdapterStack | None:
+    """Return the adapters side by side; keys are the indices that `StepBatch.adapters` names."""
+    if not adapters:
+        return None
+    ranks = [part.down.shape[0] for part in adapters.values()]
+    down = torch.cat([part.down for part in adapters.values()])
+    up = torch.cat([part.up for part in adapters.values()], dim=1)
+    indices = torch.tensor(list(adapters), device=down.device)
+    views = zip(down.split(ranks), up.split(ranks, dim=1), strict=True)
+    return AdapterStack(
+        down=down,
+        up=up,
+        owners=indices.repeat_interleave(torch.tensor(ranks, device=down.device)),
+        parts={
+            index: AdapterWeights(down=own_down, up=own_up)
+            for index, (own_down, own_up) in zip(adapters, views, strict=True)
+        },
+    )
+
+
 class Projection(torch.nn.Module):
     """A linear layer under its checkpoint names, with room for LoRA adapters."""
 
     def __init__(
-        self, linear: torch.nn.Module, *, names: tuple[str, ...], out_features: tuple[int, ...]
+        self,
+        linear: torch.nn.Module,
+        *,
+        names: tuple[str, ...],
+        in_features: int,
+        out_features: tuple[int, ...],
     ) -> None:
         """Wrap a layer that computes the layers `names`, of widths `out_features`, side by side."""
         super().__init__()
         self.names = names
+        self.in_features = in_features
         self.out_features = out_features
+        self.adapters: AdapterStack | None = None
+        """Replaced as a whole, between two steps."""
         self._linear = linear
-        self._down: torch.Tensor | None = None
-        self._up: torch.Tensor | None = None
-        self._owners: torch.Tensor | None = None
-
-    def set_adapters(self, adapters: dict[int, AdapterWeights]) -> None:
-        """Replace all adapters; keys are the indices that `StepBatch.adapters` names."""
-        if not adapters:
-            self._down = self._up = self._owners = None
-            return
-        self._down = torch.cat([part.down for part in adapters.values()])
-        self._up = torch.cat([part.up for part in adapters.values()], dim=1)
-        owners = [
-            torch.full((part.down.shape[0],), index, device=part.down.device)
-            for index, part in adapters.items()
-        ]
-        self._owners = torch.cat(owners)
 
     def forward(self, inputs: torch.Tensor, adapters: torch.Tensor | None = None) -> torch.Tensor:
         """Return (rows, out); `adapters` is `StepBatch.adapters`."""
         out: torch.Tensor = self._linear(inputs)
-        if adapters is None or self._down is None or self._up is None:
+        stack = self.adapters
+        if adapters is None or stack is None:
             return out
-        hidden = inputs @ self._down.T
-        hidden *= adapters[:, None] == self._owners
-        return torch.addmm(out, hidden, self._up.T)
+        hidden = inputs @ stack.down.T
+        # Filled, not multiplied: another adapter's overflow must not become NaN in this row.
+        hidden.masked_fill_(adapters[:, None] != stack.owners, 0.0)
+        return torch.addmm(out, hidden, stack.up.T)

@@ -8,7 +8,9 @@ import torch
 from deepseek.core.errors import UnsupportedModel
 from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.base import Decoder
-from deepseek.engine.models.checkpoint import Checkpoint
+from deepseek.engine.models.deepseek_v3 import DeepseekV3Decoder
+from deepseek.engine.models.formats import BlockFp8Checkpoint
+from deepseek.engine.models.mtp import MTPDrafter
 from deepseek.engine.ops.base import Ops
 
 ARCHITECTURES = {
@@ -17,6 +19,10 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "deepseek.engine.models.llama:LlamaDecoder",
     "Qwen3ForCausalLM": "deepseek.engine.models.llama:LlamaDecoder",
     "GPT2LMHeadModel": "deepseek.engine.models.gpt2:GPT2Decoder",
+    "Qwen3MoeForCausalLM": "deepseek.engine.models.moe:Qwen3MoeDecoder",
+    "MixtralForCausalLM": "deepseek.engine.models.moe:MixtralDecoder",
+    "DeepseekV2ForCausalLM": "deepseek.engine.models.deepseek_v3:DeepseekV2Decoder",
+    "DeepseekV3ForCausalLM": "deepseek.engine.models.deepseek_v3:DeepseekV3Decoder",
 }
 
 
@@ -33,7 +39,7 @@ def load_decoder(
     Raises `UnsupportedModel` for an unknown architecture and `CorruptWeights` where the weights
     are damaged or contradict the config.
     """
-    checkpoint = Checkpoint(path, dtype=dtype, device=device, linear_factory=linear_factory)
+    checkpoint = BlockFp8Checkpoint(path, dtype=dtype, device=device, linear_factory=linear_factory)
     target = ARCHITECTURES.get(checkpoint.architecture)
     if target is None:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -43,3 +49,19 @@ def load_decoder(
     module, _, name = target.partition(":")
     cls: type[Decoder] = getattr(import_module(module), name)
     return cls(checkpoint, ops)
+
+
+def load_drafter(
+    path: Path,
+    *,
+    target: Decoder,
+    dtype: torch.dtype,
+    device: str,
+    ops: Ops,
+    linear_factory: LinearFactory = make_linear,
+) -> MTPDrafter | None:
+    """Load the drafter that comes with the weights of `target`; None where none does."""
+    if not isinstance(target, DeepseekV3Decoder):
+        return None
+    checkpoint = BlockFp8Checkpoint(path, dtype=dtype, device=device, linear_factory=linear_factory)
+    return MTPDrafter(checkpoint, ops, target=target) if MTPDrafter.is_in(checkpoint) else None

@@ -1,0 +1,1 @@
+"""What `benchmarks/engine_gpu.py` measures, one module each."""

@@ -1,0 +1,121 @@
+"""Puts a decoder engine together: weights, memory for attention state, runner, scheduler."""
+
+import torch
+
+from deepseek.core.errors import ConfigurationError
+from deepseek.core.wire import ModelSpec, WorkerSpec
+from deepseek.engine.adapters import AdapterSet
+from deepseek.engine.batch_scheduler import BatchScheduler
+from deepseek.engine.cuda_runner import CudaRunner
+from deepseek.engine.device import StepLimits, kv_bytes, step_limits
+from deepseek.engine.engines.decoder import DecoderEngine
+from deepseek.engine.grammar import GrammarCompiler
+from deepseek.engine.kv_budget import profile_kv_bytes
+from deepseek.engine.kv_cache import DEFAULT_BLOCK_TOKENS, BlockPool
+from deepseek.engine.kv_storage import KVStorage
+from deepseek.engine.linear import linear_factory
+from deepseek.engine.models.base import Decoder
+from deepseek.engine.models.registry import load_decoder
+from deepseek.engine.ops.registry import make_ops
+from deepseek.engine.runner import CpuRunner, Runner
+from deepseek.engine.speculation import Speculation
+from deepseek.weights.model_directory import ModelDirectory
+
+MIN_CONTEXT_TOKENS = 16
+
+
+def load_decoder_engine(
+    model: ModelSpec,
+    spec: WorkerSpec,
+    directory: ModelDirectory,
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> tuple[DecoderEngine, int]:
+    """Return the engine and the vocabulary's size; raises errors of `core.errors`."""
+    limits = step_limits(spec, device)
+    decoder = load_decoder(
+        directory.path,
+        dtype=dtype,
+        device=device,
+        ops=make_ops(device),
+        linear_factory=linear_factory(model.quantization, device=device),
+    )
+    adapters = AdapterSet(
+        decoder.projections,
+        dtype=dtype,
+        device=device,
+        max_adapters=model.max_adapters,
+        max_rank=model.max_adapter_rank,
+    )
+    budget = _kv_bytes(model, spec, decoder, device=device, limits=limits)
+    num_blocks = budget // (decoder.kv_shape.token_bytes * DEFAULT_BLOCK_TOKENS)
+    capacity = num_blocks * DEFAULT_BLOCK_TOKENS
+    max_len = min(decoder.max_positions, model.max_model_len or decoder.max_positions, capacity)
+    if max_len < MIN_CONTEXT_TOKENS:
+        raise ConfigurationError(
+            f"pools.{spec.pool}.kv_cache_bytes: {budget} bytes hold {capacity} tokens of model "
+            f"{model.name!r}, {decoder.kv_shape.token_bytes} bytes each; give it more"
+        )
+    storage = KVStorage(
+        decoder.kv_shape, num_blocks=num_blocks, block_tokens=DEFAULT_BLOCK_TOKENS, device=device
+    )
+    eos_token_ids = directory.eos_token_ids
+    runner: Runner
+    if device == "cpu":
+        runner = CpuRunner(decoder, storage, eos_token_ids=eos_token_ids)
+    else:
+        runner = CudaRunner(
+            decoder,
+            storage,
+            eos_token_ids=eos_token_ids,
+            max_running=limits.max_running,
+            max_model_len=max_len,
+            adapters=adapters,
+            # Ahead only where nobody else steps: else one model's step would run in the time that
+            # another is charged.
+            is_asynchronous=len(spec.models) == 1,
+        )
+        runner.capture()
+    grammars = GrammarCompiler(
+        directory.path, vocab_size=decoder.vocab_size, eos_token_ids=eos_token_ids
+    )
+    grammars.warm_up()
+    engine = DecoderEngine(
+        model.name,
+        runner,
+        BatchScheduler(
+            BlockPool(num_blocks),
+            max_step_tokens=limits.max_step_tokens,
+            max_running=limits.max_running,
+        ),
+        grammars=grammars,
+        eos_token_ids=eos_token_ids,
+        vocab_size=decoder.vocab_size,
+        max_model_len=max_len,
+        adapters=adapters,
+        speculation=Speculation() if model.speculation == "prompt-lookup" else None,
+    )
+    return engine, decoder.vocab_size
+
+
+def _kv_bytes(
+    model: ModelSpec, spec: WorkerSpec, decoder: Decoder, *, device: str, limits: StepLimits
+) -> int:
+    """Return the memory for the model's attention state: as set, or measured."""
+    configured = kv_bytes(model, spec, device)
+    if configured is not None:
+        return configured
+    if len(spec.models) > 1:
+        raise ConfigurationError(
+            f"pools.{spec.pool}.kv_cache_bytes: several models share this GPU, so what is left for "
+            "attention state cannot be found by running one of them; set it"
+        )
+    return profile_kv_bytes(
+        decoder,
+        device=device,
+        max_step_tokens=limits.max_step_tokens,
+        max_running=limits.max_running,
+        block_tokens=DEFAULT_BLOCK_TOKENS,
+        memory_utilization=spec.memory_utilization,
+    )

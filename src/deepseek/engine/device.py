@@ -1,0 +1,86 @@
+"""The device that a worker owns, and how much one step on it may take."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from deepseek.core.errors import ConfigurationError
+from deepseek.core.requests import Task
+from deepseek.core.wire import ModelSpec, WorkerSpec
+
+DEFAULT_CPU_KV_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLimits:
+    """Bounds of every step, of each of the pool's models."""
+
+    max_step_tokens: int
+    max_running: int
+
+
+def step_limits(spec: WorkerSpec, device: str) -> StepLimits:
+    """Return the pool's limits, or the device's defaults.
+
+    A CPU's step takes a second at 512 tokens of a small model; a GPU needs thousands to be busy.
+    """
+    default_tokens, default_running = (512, 64) if device == "cpu" else (8192, 256)
+    return StepLimits(
+        max_step_tokens=spec.max_step_tokens or default_tokens,
+        max_running=spec.max_running or default_running,
+    )
+
+
+def kv_bytes(model: ModelSpec, spec: WorkerSpec, device: str) -> int | None:
+    """Return a language model's part of the pool's memory for attention state.
+
+    None on a GPU whose pool does not set it: what the device has left is to be measured.
+    """
+    total = spec.kv_cache_bytes
+    if total is None:
+        if device != "cpu":
+            return None
+        total = DEFAULT_CPU_KV_BYTES
+    shares = sum(m.share for m in spec.models if m.task is Task.GENERATE)
+    return int(total * model.share / shares)
+
+
+def prepare_device(spec: WorkerSpec) -> str:
+    """Choose and configure the device; returns its torch name.
+
+    Raises `ConfigurationError` where the pool names a GPU that is not there.
+    """
+    if spec.cpus is not None:
+        _pin(spec)
+    device = spec.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        index = int(device.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise ConfigurationError(
+                f"pools.{spec.pool}.device: {device!r} does not exist; this machine has "
+                f"{torch.cuda.device_count()} GPU(s): use `cpu` or `auto`",
+                param="device",
+            )
+        return device
+    torch.set_num_threads(spec.num_threads or len(os.sched_getaffinity(0)))
+    return "cpu"
+
+
+def _pin(spec: WorkerSpec) -> None:
+    """Keep this process, and the compute threads it starts later, on the pool's processors."""
+    wanted: set[int] = set()
+    for part in (spec.cpus or "").split(","):
+        first, _, last = part.partition("-")
+        wanted.update(range(int(first), int(last or first) + 1))
+    missing = wanted - os.sched_getaffinity(0)
+    if missing or not wanted:
+        usable = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise ConfigurationError(
+            f"pools.{spec.pool}.cpus: {spec.cpus!r} names processors that this process may not "
+            f"use; it may use {usable}",
+            param="cpus",
+        )
+    os.sched_setaffinity(0, wanted)

@@ -1,0 +1,1 @@
+"""The C++ kernels of the CPU: sources, build and loading. See docs/decisions/0004."""

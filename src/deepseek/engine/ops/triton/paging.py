@@ -1,0 +1,161 @@
+"""What the attention kernels share: tiles of keys, rows of grouped queries, online softmax."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from deepseek.engine.batch import LayerKV
+
+LOG2_E = math.log2(math.e)
+"""Softmax is computed with powers of two, which the device has an instruction for."""
+_MIN_BLOCK = 16
+"""Shortest side of a matrix product's operand."""
+_MAX_DESCRIBED_WIDTH = 256
+"""Longest side of a tile that the copy engine fetches."""
+
+
+@triton.jit
+def tile_offsets(
+    table_ptr,
+    start,
+    end,
+    first_token,
+    block_stride,
+    token_stride,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Return the element offsets of the keys at `start` to `start + BLOCK_N`.
+
+    BLOCK_TOKENS 0: keys are packed, the sequence's first is `first_token`. Positions from `end` on
+    give an offset that may be read.
+    """
+    lanes = tl.arange(0, BLOCK_N)
+    if BLOCK_TOKENS == 0:
+        tokens = first_token + tl.minimum(start + lanes, end - 1)
+        offsets = tokens.to(tl.int64) * token_stride
+    elif BLOCK_TOKENS % BLOCK_N == 0:  # the tile lies in one block
+        block = tl.load(table_ptr + start // BLOCK_TOKENS).to(tl.int64)
+        offsets = block * block_stride + (start % BLOCK_TOKENS + lanes) * token_stride
+    else:
+        positions = start + lanes
+        blocks = tl.load(table_ptr + positions // BLOCK_TOKENS, mask=positions < end, other=0)
+        offsets = blocks.to(tl.int64) * block_stride + positions % BLOCK_TOKENS * token_stride
+    return offsets
+
+
+@triton.jit
+def load_columns(pointers, inside, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    """Load columns FIRST to FIRST + WIDTH of rows of DIM; zeros past DIM and where not `inside`."""
+    columns = FIRST + tl.arange(0, WIDTH)
+    if FIRST + WIDTH <= DIM:
+        return tl.load(pointers[:, None] + columns[None, :], mask=inside[:, None], other=0.0)
+    mask = inside[:, None] & (columns < DIM)[None, :]
+    return tl.load(pointers[:, None] + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_tile(pointers, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    """The same without a mask of rows."""
+    columns = FIRST + tl.arange(0, WIDTH)
+    if FIRST + WIDTH <= DIM:
+        return tl.load(pointers[:, None] + columns[None, :])
+    return tl.load(pointers[:, None] + columns[None, :], mask=(columns < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def fetch_tile(
+    state,
+    table_ptr,
+    start,
+    end,
+    head,
+    first_token,
+    block_stride,
+    head_stride,
+    token_stride,
+    FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHECKED: tl.constexpr,
+):
+    """Return columns of the keys (or values) at `start` to `start + BLOCK_N` of one head.
+
+    DESCRIBED: `state` is what `describe` returns, else a pointer. CHECKED: zeros from `end` on,
+    where what is stored may be no number, which a weight of 0 would not undo.
+    """
+    inside = start + tl.arange(0, BLOCK_N) < end
+    if DESCRIBED:
+        block = tl.load(table_ptr + start // BLOCK_TOKENS)
+        row = (block * NUM_KV_HEADS + head) * BLOCK_TOKENS + start % BLOCK_TOKENS
+        tile = state.load([row, 0])
+        if CHECKED:
+            tile = tl.where(inside[:, None], tile, 0.0)
+    else:
+        offsets = tile_offsets(
+            table_ptr, start, end, first_token, block_stride, token_stride, BLOCK_TOKENS, BLOCK_N
+        )
+        pointers = state + head.to(tl.int64) * head_stride + offsets
+        if CHECKED:
+            tile = load_columns(pointers, inside, FIRST, WIDTH, DIM)
+        else:
+            tile = load_tile(pointers, FIRST, WIDTH, DIM)
+    return tile
+
+
+@triton.jit
+def softmax_step(scores, maximum, total, scale):
+    """One step of the online softmax over raw scores; `scale` holds log2(e).
+
+    Returns the weights of this tile, the new maximum and total, and the factor for what was
+    accumulated. A row that has seen no key yet keeps a maximum of -inf and weights of 0.
+    """
+    new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * scale)
+    shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    weights = tl.exp2(scores * scale - shift[:, None])
+    factor = tl.exp2(maximum - shift)
+    return weights, new_maximum, total * factor + tl.sum(weights, axis=1), factor
+
+
+def head_blocks(key_dim: int, value_dim: int) -> dict[str, int]:
+    """Return the kernels' tile widths, powers of two: of keys in two parts, and of values.
+
+    576 (a latent of 512 and 64 rotated) is 512 + 64, where one part would be 1024.
+    """
+    main = max(1 << (key_dim.bit_length() - 1), _MIN_BLOCK)
+    rest = max(triton.next_power_of_2(key_dim - main), _MIN_BLOCK) if key_dim > main else 0
+    return {
+        "MAIN": main,
+        "REST": rest,
+        "BLOCK_V": max(triton.next_power_of_2(value_dim), _MIN_BLOCK),
+    }
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return the precision of matrix products: exact for float32, of no effect for halves."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def can_describe(kv: LayerKV, blocks: Mapping[str, Any]) -> bool:
+    """Say whether tiles of this size can be fetched by `describe`'s descriptors: whole rows, inside
+    one block each."""
+    is_whole = blocks["MAIN"] == kv.keys.shape[3] and blocks["BLOCK_V"] == kv.values.shape[3]
+    is_plain = kv.keys.is_contiguous() and kv.values.is_contiguous()
+    width = max(blocks["MAIN"], blocks["BLOCK_V"])
+    is_inside = kv.block_tokens % blocks["BLOCK_N"] == 0
+    return is_whole and is_plain and is_inside and width <= _MAX_DESCRIBED_WIDTH
+
+
+def describe(state: torch.Tensor, num_tokens: int) -> TensorDescriptor:
+    """Return a descriptor by which the copy engine (Hopper's TMA) fetches tiles of `num_tokens`."""
+    rows = state.view(-1, state.shape[3])
+    return TensorDescriptor.from_tensor(rows, [num_tokens, state.shape[3]])

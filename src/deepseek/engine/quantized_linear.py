@@ -1,0 +1,111 @@
+"""INT8 linear layers for CPUs: weights per output channel, activations per row as they come.
+
+On AVX512-VNNI our own kernel runs; elsewhere torch's FBGEMM does the same arithmetic, slower.
+"""
+
+import ctypes
+import warnings
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from deepseek.engine.native.library import TYPES, Int8Weights, Kernels, load_kernels
+
+_TILE = 16
+"""Outputs of a weight tile of the kernel."""
+
+_MAX_INPUTS = 2**31 // (255 * 127) - 1
+"""32-bit sums of 8-bit products hold this many terms."""
+
+
+def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return INT8 (out, in) and float32 scales (out,): symmetric, one scale per output channel."""
+    scales = weight.float().abs().amax(dim=1) / 127
+    scales = torch.where(scales > 0, scales, 1.0)
+    return torch.round(weight.float() / scales[:, None]).to(torch.int8), scales
+
+
+def make_int8_linear(
+    weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> "Int8Linear | FbgemmInt8Linear":
+    """Return the fastest INT8 layer of this CPU for (out, in) weights in float32 or bfloat16."""
+    kernels = load_kernels()
+    if kernels is not None and kernels.has_int8_linear:
+        return Int8Linear(weight, bias, kernels=kernels)
+    return FbgemmInt8Linear(weight, bias)
+
+
+class Int8Linear(torch.nn.Module):
+    """`y = x W^T + b` by the native kernel; float32 or bfloat16 in, the same out."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, kernels: Kernels
+    ) -> None:
+        """Quantise and pack `weight` (out, in); the original may be freed afterwards."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        if self.in_features > _MAX_INPUTS:
+            raise ValueError(f"{self.in_features} inputs: at most {_MAX_INPUTS} can be summed")
+        quantized, scales = quantize_rows(weight)
+        padding = -self.out_features % _TILE
+        self._tiles = _pack(quantized)
+        self._scales = functional.pad(scales, (0, padding))
+        self._sums = functional.pad(quantized.sum(dim=1, dtype=torch.int32), (0, padding))
+        self._bias = None if bias is None else functional.pad(bias.float(), (0, padding))
+        self._view = Int8Weights(
+            *(self._tiles.data_ptr(), self._scales.data_ptr(), self._sums.data_ptr()),
+            *(None if self._bias is None else self._bias.data_ptr(),),
+            *(self.out_features, self.in_features),
+        )
+        self._address = ctypes.addressof(self._view)
+        self._kernel = kernels.int8_linear
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return (..., out) for (..., in)."""
+        if inputs.dim() != 2:
+            shape = inputs.shape[:-1]
+            return self.forward(inputs.reshape(-1, self.in_features)).view(*shape, -1)
+        rows, width = inputs.shape
+        stride, element_stride = inputs.stride()
+        if width != self.in_features or element_stride != 1:
+            raise ValueError(f"inputs are {tuple(inputs.shape)}, rows of {self.in_features} wanted")
+        out = torch.empty((rows, self.out_features), dtype=inputs.dtype)
+        self._kernel(
+            *(inputs.data_ptr(), stride, self._address, out.data_ptr()),
+            *(rows, TYPES[inputs.dtype], torch.get_num_threads()),
+        )
+        return out
+
+
+class FbgemmInt8Linear(torch.nn.Module):
+    """The same through torch's FBGEMM, for processors and machines our kernel does not serve."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Quantise and pack `weight` (out, in); the original may be freed afterwards."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._packed = _fbgemm_packed(*quantize_rows(weight), bias)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return (..., out) for (..., in)."""
+        out = torch.ops.quantized.linear_dynamic(inputs.float(), self._packed)
+        return out.to(inputs.dtype)
+
+
+def _pack(quantized: torch.Tensor) -> torch.Tensor:
+    """Return (tiles, inputs / 4, 16, 4), zeros where outputs or inputs were padded."""
+    out_features, in_features = quantized.shape
+    padded = functional.pad(quantized, (0, -in_features % 4, 0, -out_features % _TILE))
+    tiles = padded.view(padded.shape[0] // _TILE, _TILE, padded.shape[1] // 4, 4)
+    return tiles.transpose(1, 2).contiguous()
+
+
+def _fbgemm_packed(quantized: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    """Pack for `quantized.linear_dynamic`, the one use of torch's deprecated quantised tensors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensor = torch._make_per_channel_quantized_tensor(
+            quantized, scales.double(), torch.zeros(len(scales), dtype=torch.int64), 0
+        )
+        return torch.ops.quantized.linear_prepack(tensor, None if bias is None else bias.float())

@@ -1,0 +1,96 @@
+"""The decoder engine on a GPU: graphs, steps that run ahead, adapters; the same answers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepseek.core.requests import GenerateRequest, SamplingParams, Task
+from deepseek.core.wire import ModelSpec, WorkerSpec
+from deepseek.engine.engines.decoder import DecoderEngine
+from deepseek.engine.loading import load_engine
+from tests import tiny_models
+from tests.engine.families import greedy, make_engine, run_all
+from tests.engine.test_decoder import mixed_requests, vocab_size
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+]
+
+WRITERS: list[Callable[[Path], Path]] = [
+    tiny_models.write_llama,
+    tiny_models.write_qwen2,
+    tiny_models.write_qwen3,
+    tiny_models.write_gpt2,
+]
+
+
+def cuda_engine(
+    path: Path, *, kv_cache_bytes: int = 64 * 2**20, max_running: int = 8, num_models: int = 1
+) -> DecoderEngine:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = ModelSpec(
+        name="m", path=str(path), task=Task.GENERATE, dtype="float32", max_model_len=256
+    )
+    spec = WorkerSpec(
+        pool="p",
+        socket_path="",
+        device="cuda",
+        models=[model] * num_models,
+        kv_cache_bytes=kv_cache_bytes * num_models,
+        max_step_tokens=48,
+        max_running=max_running,
+    )
+    engine, _ = load_engine(model, spec, device="cuda")
+    assert isinstance(engine, DecoderEngine)
+    return engine
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_answers_equal_those_of_a_cpu(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = write(tmp_path / "model")
+    requests = mixed_requests(vocab_size(path))
+    assert run_all(cuda_engine(path), requests) == run_all(make_engine(path), requests)
+
+
+def test_a_device_shared_by_models_waits_for_each_step(tmp_path: Path) -> None:
+    path = tiny_models.write_llama(tmp_path / "model")
+    requests = mixed_requests(vocab_size(path), 6)
+    shared = run_all(cuda_engine(path, num_models=2), requests)
+    assert shared == run_all(cuda_engine(path), requests)
+
+
+def test_memory_pressure_changes_no_answer(tmp_path: Path) -> None:
+    path = tiny_models.write_llama(tmp_path / "model")
+    requests = [greedy(n, [n + 1] * 20, 100) for n in range(6)]
+    engine = cuda_engine(path, kv_cache_bytes=260 * 2 * 2 * 2 * 16 * 4)
+    assert run_all(engine, requests) == run_all(make_engine(path), requests)
+    assert engine.load().num_preemptions > 0
+    assert engine.load().kv_tokens_used == 0
+
+
+def test_sampled_answers_repeat_and_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    path = tiny_models.write_llama(tmp_path / "model")
+    requests = [
+        GenerateRequest(
+            id=n,
+            model="m",
+            prompt_token_ids=[n + 3, 4, 5],
+            sampling=SamplingParams(
+                max_tokens=20,
+                seed=n,
+                temperature=0.7,
+                top_p=(1.0, 0.9, 0.8)[n % 3],
+                top_k=(0, 20)[n % 2],
+                presence_penalty=0.3 * (n % 4 == 3),
+            ),
+        )
+        for n in range(8)
+    ]
+    together = run_all(cuda_engine(path), requests)
+    engine = cuda_engine(path)
+    alone = {request.id: run_all(engine, [request])[request.id] for request in requests}
+    assert together == alone

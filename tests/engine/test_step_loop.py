@@ -1,0 +1,189 @@
+"""The step loop over engines that take adapters: commands, answers, and no pause for a disk."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from deepseek.core.errors import AdapterNotFound, AdapterRejected
+from deepseek.core.requests import GenerateRequest, ModelLoad, SamplingParams
+from deepseek.core.wire import (
+    AdapterDone,
+    DropAdapter,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    LoadAdapter,
+    StepOutput,
+    Stop,
+    TokenDelta,
+)
+from deepseek.engine.base import Engine, Output, Request
+from deepseek.engine.step_loop import Inbox, StepLoop
+from deepseek.scheduling.step_policies import make_step_policy
+
+
+class OneTokenEngine:
+    """Answers every request with one token in one step."""
+
+    name = "plain"
+
+    def __init__(self) -> None:
+        self._waiting: list[int] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, request: Request) -> None:
+        self._waiting.append(request.id)
+
+    def abort(self, request_id: int) -> None:
+        self._waiting.remove(request_id)
+
+    def step(self) -> list[Output]:
+        waiting, self._waiting = self._waiting, []
+        return [TokenDelta(request_id, [7], "length") for request_id in waiting]
+
+    def fail_running(self) -> list[int]:
+        return []
+
+    def load(self) -> ModelLoad:
+        return ModelLoad(
+            model=self.name,
+            num_waiting=0,
+            num_running=0,
+            kv_tokens_used=0,
+            kv_tokens_cached=0,
+            kv_tokens_capacity=0,
+        )
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+
+class AdaptedEngine(OneTokenEngine):
+    """Takes adapters by name; `slow` is read only when it may be."""
+
+    name = "adapted"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: dict[str, int] = {}
+        self.may_read = threading.Event()
+
+    def prepare_adapter(self, name: str, path: Path) -> Callable[[], None]:
+        if name == "slow":
+            self.may_read.wait()
+        if name == "wrong":
+            raise AdapterRejected(f"{path} does not fit")
+        if name == "faulty":
+            raise ZeroDivisionError
+        return lambda: self.loaded.update({name: threading.get_ident()})
+
+    def drop_adapter(self, name: str) -> None:
+        if self.loaded.pop(name, None) is None:
+            raise AdapterNotFound(f"adapter {name!r} is not loaded")
+
+
+class Running:
+    """A loop in a thread, and what it has sent."""
+
+    def __init__(self) -> None:
+        self.adapted = AdaptedEngine()
+        self.commands: Inbox = SimpleQueue()
+        self.events: SimpleQueue[Event] = SimpleQueue()
+        engines: dict[str, Engine] = {"adapted": self.adapted, "plain": OneTokenEngine()}
+        loop = StepLoop(
+            engines,
+            make_step_policy("fair-share", dict.fromkeys(engines, 1.0)),
+            commands=self.commands,
+            send=self.events.put,
+            snapshot_interval_s=60.0,
+        )
+        self.thread = threading.Thread(target=loop.run)
+        self.thread.start()
+
+    def next_event(self) -> Event:
+        while isinstance(event := self.events.get(timeout=5), Load):
+            pass
+        return event
+
+    def load(self, command_id: int, name: str, *, model: str = "adapted") -> None:
+        self.commands.put(LoadAdapter(id=command_id, model=model, name=name, path=f"/at/{name}"))
+
+    def drop(self, command_id: int, name: str) -> None:
+        self.commands.put(DropAdapter(id=command_id, model="adapted", name=name))
+
+
+@contextmanager
+def running_loop() -> Iterator[Running]:
+    running = Running()
+    try:
+        yield running
+    finally:
+        running.adapted.may_read.set()
+        running.commands.put(Stop())
+        running.thread.join(timeout=5)
+        assert not running.thread.is_alive()
+
+
+def one_token(request_id: int, model: str) -> Generate:
+    sampling = SamplingParams(max_tokens=1)
+    request = GenerateRequest(
+        id=request_id, model=model, prompt_token_ids=[1], sampling=sampling, adapter=None
+    )
+    return Generate([request])
+
+
+def test_an_adapter_is_put_in_place_by_the_loops_own_thread() -> None:
+    with running_loop() as running:
+        running.load(1, "a")
+        assert running.next_event() == AdapterDone(1)
+        assert running.adapted.loaded == {"a": running.thread.ident}
+        running.drop(2, "a")
+        assert running.next_event() == AdapterDone(2)
+        running.drop(3, "a")
+        assert running.next_event() == Failed(3, "adapter_not_found", "adapter 'a' is not loaded")
+
+
+def test_streams_go_on_while_an_adapter_is_read() -> None:
+    with running_loop() as running:
+        running.load(1, "slow")
+        for request_id in (2, 3):
+            running.commands.put(one_token(request_id, "adapted"))
+            assert running.next_event() == StepOutput([TokenDelta(request_id, [7], "length")])
+        assert running.adapted.loaded == {}
+        running.adapted.may_read.set()
+        assert running.next_event() == AdapterDone(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "failed"),
+    [
+        ("wrong", "adapted", Failed(1, "adapter_rejected", "/at/wrong does not fit")),
+        (
+            "faulty",
+            "adapted",
+            Failed(1, "engine_fault", "adapters could not be changed: ZeroDivisionError"),
+        ),
+        ("a", "plain", Failed(1, "adapter_rejected", "model 'plain' takes no adapters")),
+        (
+            "a",
+            "nobody",
+            Failed(1, "model_unavailable", "model 'nobody' is not loaded in this worker"),
+        ),
+    ],
+)
+def test_a_load_that_fails_is_answered_and_the_loop_goes_on(
+    name: str, model: str, failed: Failed
+) -> None:
+    with running_loop() as running:
+        running.load(1, name, model=model)
+        assert running.next_event() == failed
+        running.commands.put(one_token(2, "adapted"))
+        assert running.next_event() == StepOutput([TokenDelta(2, [7], "length")])

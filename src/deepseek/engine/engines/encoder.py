@@ -1,10 +1,12 @@
-"""The encoder engine: embeddings and classification in batches of similar length.
+"""The encoder engine: embeddings and classification, a batch of waiting sequences a step.
 
-Sequences of all waiting requests form one queue. A step takes the oldest and those nearest to its
-length, up to the token budget: little is spent on padding and nobody waits for a full batch.
+Sequences of all waiting requests form one queue, oldest first. The encoder says which of them make
+a batch worth about `max_step_tokens` tokens; the oldest always takes part, so that nobody waits for
+a full batch and nobody is passed over for long.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +18,8 @@ from deepseek.core.wire import Encoded
 from deepseek.engine.base import Output, Request
 from deepseek.engine.models.encoder import Encoder
 
-LOOK_AHEAD = 256
+LOOK_AHEAD = 512
 """Queued sequences from which a batch is chosen."""
-MAX_BATCH = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -58,22 +59,17 @@ class EncoderEngine:
         if not request.sequences:
             raise InvalidRequest("there is nothing to encode", param="input")
         for sequence in request.sequences:
-            if not 0 < len(sequence) <= self.max_model_len:
-                raise ContextLengthExceeded(
-                    f"an input has {len(sequence)} tokens; the model takes 1 to "
-                    f"{self.max_model_len}",
-                    param="input",
-                )
-            if not all(0 <= token < self._encoder.vocab_size for token in sequence):
-                raise InvalidRequest(
-                    f"a token id is not in the vocabulary of {self._encoder.vocab_size}",
-                    param="input",
-                )
+            self._check(sequence)
+        types: Sequence[list[int] | None] = [None] * len(request.sequences)
+        if request.token_type_ids is not None:
+            self._check_types(request.token_type_ids, request.sequences)
+            types = request.token_type_ids
         job = _Job(request, [None] * len(request.sequences), len(request.sequences))
-        types = request.token_type_ids
         self._queue.extend(
-            _Item(job, index, token_ids, None if types is None else types[index])
-            for index, token_ids in enumerate(request.sequences)
+            _Item(job, index, token_ids, type_ids)
+            for index, (token_ids, type_ids) in enumerate(
+                zip(request.sequences, types, strict=True)
+            )
         )
 
     def step(self) -> list[Output]:
@@ -84,7 +80,7 @@ class EncoderEngine:
         types = [item.type_ids for item in self._stepping]
         rows = self._encoder.encode(
             [item.token_ids for item in self._stepping],
-            token_type_ids=[t or [] for t in types] if any(types) else None,
+            type_ids=types if any(map(any, filter(None, types))) else None,
         )
         outputs: list[Output] = []
         for item, row in zip(self._stepping, rows, strict=True):
@@ -126,22 +122,32 @@ class EncoderEngine:
         self._queue.clear()
         del self._encoder
 
+    def _check(self, sequence: list[int]) -> None:
+        if not 0 < len(sequence) <= self.max_model_len:
+            raise ContextLengthExceeded(
+                f"an input has {len(sequence)} tokens; the model takes 1 to {self.max_model_len}",
+                param="input",
+            )
+        if min(sequence) < 0 or max(sequence) >= self._encoder.vocab_size:
+            raise InvalidRequest(
+                f"a token id is not in the vocabulary of {self._encoder.vocab_size}", param="input"
+            )
+
+    def _check_types(self, type_ids: list[list[int]], sequences: list[list[int]]) -> None:
+        if list(map(len, type_ids)) != list(map(len, sequences)):
+            raise InvalidRequest("there must be one token type for each token", param="input")
+        num_types = self._encoder.num_types
+        if num_types > 1 and not all(0 <= t < num_types for row in type_ids for t in row):
+            raise InvalidRequest(f"a token type is not below {num_types}", param="input")
+
     def _take_batch(self) -> list[_Item]:
-        """Remove and return the oldest sequence and its nearest in length."""
+        """Remove from the queue, and return, what the encoder chooses of it."""
         if not self._queue:
             return []
         window = [self._queue.popleft() for _ in range(min(LOOK_AHEAD, len(self._queue)))]
-        target = len(window[0].token_ids)
-        order = sorted(range(len(window)), key=lambda i: abs(len(window[i].token_ids) - target))
-        chosen: list[int] = []
-        longest = 0
-        for i in order:
-            joined = max(longest, len(window[i].token_ids))
-            full = len(chosen) == MAX_BATCH or joined * (len(chosen) + 1) > self._max_step_tokens
-            if chosen and full:
-                break
-            chosen.append(i)
-            longest = joined
+        chosen = self._encoder.choose(
+            [len(item.token_ids) for item in window], max_tokens=self._max_step_tokens
+        )
         taken = set(chosen)
         self._queue.extendleft(window[i] for i in range(len(window) - 1, -1, -1) if i not in taken)
         return [window[i] for i in chosen]

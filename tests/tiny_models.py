@@ -65,6 +65,7 @@ _BERT_ROLES = {
     "mask_token": "[MASK]",
 }
 _VOCAB_SIZE = 512
+_QUIET = 0.07
 _CORPUS = [
     "What is the capital of France? The capital of France is Paris.",
     "A man is eating food. A man eats something. The weather is lovely today.",
@@ -186,6 +187,29 @@ def add_mtp_head(path: Path) -> MtpModel:
             tensors[f"{prefix}.{hub_name}"] = hub_value.clone()
     save_file(tensors, file, metadata={"format": "pt"})
     return head
+
+
+def make_mtp_head_right(path: Path) -> None:
+    """Change a directory with a head so that about four of five guesses are right.
+
+    What follows a token hangs mostly on the token itself, in the target and in the head: layers
+    add little, each token's output row is the embedding of the one before it, and the head passes
+    the next token's embedding on.
+    """
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    embedding = tensors["model.embed_tokens.weight"]
+    vocab, hidden = embedding.shape
+    successors = torch.randperm(vocab, generator=torch.Generator().manual_seed(3))
+    tensors["lm_head.weight"] = torch.empty_like(embedding)
+    tensors["lm_head.weight"][successors] = embedding
+    for name, value in tensors.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            value *= _QUIET
+        elif name.endswith("eh_proj.weight"):
+            value[:, :hidden] = torch.eye(hidden)
+            value[:, hidden:] *= _QUIET
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def write_bert(path: Path, *, labels: tuple[str, ...] = ()) -> Path:

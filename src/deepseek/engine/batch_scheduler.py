@@ -32,13 +32,29 @@ class Part:
     draft: tuple[int, ...] = ()
     """Guessed tokens after the last known one; `num_due` is one more."""
 
+    def accepted(self, drawn: list[int]) -> list[int]:
+        """Return the drawn tokens that stand: each was computed after right guesses only."""
+        count = 1
+        for guess, token in zip(self.draft, drawn, strict=False):
+            if guess != token:
+                break
+            count += 1
+        return drawn[:count]
+
 
 class BatchScheduler:
     """The sequences of one model and the blocks they own."""
 
-    def __init__(self, pool: BlockPool, *, max_step_tokens: int, max_running: int) -> None:
-        """Start empty; a step has at most `max_step_tokens` rows of `max_running` sequences."""
+    def __init__(
+        self, pool: BlockPool, *, max_step_tokens: int, max_running: int, lookahead: int = 0
+    ) -> None:
+        """Start empty; a step has at most `max_step_tokens` rows of `max_running` sequences.
+
+        `lookahead`: on how many tokens after a block its content depends (1 where a prediction head
+        keeps state there, which is made from the token after each row).
+        """
         self.pool = pool
+        self._lookahead = lookahead
         self.max_step_tokens = max_step_tokens
         self.max_running = max_running
         self.waiting: deque[Sequence] = deque()
@@ -105,11 +121,11 @@ class BatchScheduler:
     def publish(self, sequence: Sequence) -> None:
         """Let others share the full blocks of what has been computed and is known."""
         pool = self.pool
-        num_known = min(sequence.num_scheduled, len(sequence.tokens))
+        num_known = min(sequence.num_scheduled, len(sequence.tokens) - self._lookahead)
         num_full = num_known // pool.block_tokens
         if num_full <= sequence.num_published:
             return
-        self._extend(sequence, num_full * pool.block_tokens)
+        self._extend(sequence, num_full * pool.block_tokens + self._lookahead)
         for index in range(sequence.num_published, num_full):
             pool.publish(sequence.blocks[index], sequence.digests[index])
         sequence.num_published = num_full
@@ -177,6 +193,7 @@ class BatchScheduler:
             sequence.tokens[:length],
             block_tokens=self.pool.block_tokens,
             salt=sequence.salt,
+            lookahead=self._lookahead,
         )
 
     def _should_wait(self, sequence: Sequence) -> bool:

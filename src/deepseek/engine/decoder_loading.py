@@ -15,8 +15,12 @@ from deepseek.engine.kv_cache import DEFAULT_BLOCK_TOKENS, BlockPool
 from deepseek.engine.kv_storage import KVStorage
 from deepseek.engine.linear import linear_factory
 from deepseek.engine.models.base import Decoder
-from deepseek.engine.models.registry import load_decoder
+from deepseek.engine.models.mtp import MTPDrafter
+from deepseek.engine.models.registry import load_decoder, load_drafter
+from deepseek.engine.mtp_runner import MTPRunner
+from deepseek.engine.mtp_speculation import MTPSpeculation
 from deepseek.engine.ops.registry import make_ops
+from deepseek.engine.prompt_lookup import PromptLookup
 from deepseek.engine.runner import CpuRunner, Runner
 from deepseek.engine.speculation import Speculation
 from deepseek.weights.model_directory import ModelDirectory
@@ -33,6 +37,12 @@ def load_decoder_engine(
     device: str,
 ) -> tuple[DecoderEngine, int]:
     """Return the engine and the vocabulary's size; raises errors of `core.errors`."""
+    if model.speculation == "mtp" and device != "cpu":
+        raise ConfigurationError(
+            f"models.{model.name}.speculation: `mtp` runs on CPU pools only, not on {device!r}; "
+            "leave it out, or use `prompt-lookup`",
+            param="speculation",
+        )
     limits = step_limits(spec, device)
     decoder = load_decoder(
         directory.path,
@@ -41,6 +51,10 @@ def load_decoder_engine(
         ops=make_ops(device),
         linear_factory=linear_factory(model.quantization, device=device),
     )
+    head = None
+    if model.speculation == "mtp":
+        head = _load_head(model, directory, target=decoder, dtype=dtype)
+    kv_shape = decoder.kv_shape if head is None else head.joint_kv_shape
     adapters = AdapterSet(
         decoder.projections,
         dtype=dtype,
@@ -49,20 +63,26 @@ def load_decoder_engine(
         max_rank=model.max_adapter_rank,
     )
     budget = _kv_bytes(model, spec, decoder, device=device, limits=limits)
-    num_blocks = budget // (decoder.kv_shape.token_bytes * DEFAULT_BLOCK_TOKENS)
+    num_blocks = budget // (kv_shape.token_bytes * DEFAULT_BLOCK_TOKENS)
     capacity = num_blocks * DEFAULT_BLOCK_TOKENS
     max_len = min(decoder.max_positions, model.max_model_len or decoder.max_positions, capacity)
     if max_len < MIN_CONTEXT_TOKENS:
         raise ConfigurationError(
             f"pools.{spec.pool}.kv_cache_bytes: {budget} bytes hold {capacity} tokens of model "
-            f"{model.name!r}, {decoder.kv_shape.token_bytes} bytes each; give it more"
+            f"{model.name!r}, {kv_shape.token_bytes} bytes each; give it more"
         )
     storage = KVStorage(
-        decoder.kv_shape, num_blocks=num_blocks, block_tokens=DEFAULT_BLOCK_TOKENS, device=device
+        kv_shape, num_blocks=num_blocks, block_tokens=DEFAULT_BLOCK_TOKENS, device=device
     )
     eos_token_ids = directory.eos_token_ids
+    speculation: Speculation | None = None
+    if model.speculation == "prompt-lookup":
+        speculation = PromptLookup()
     runner: Runner
-    if device == "cpu":
+    if head is not None:
+        speculation = MTPSpeculation()
+        runner = MTPRunner(head, storage, speculation=speculation, eos_token_ids=eos_token_ids)
+    elif device == "cpu":
         runner = CpuRunner(decoder, storage, eos_token_ids=eos_token_ids)
     else:
         runner = CudaRunner(
@@ -88,13 +108,14 @@ def load_decoder_engine(
             BlockPool(num_blocks),
             max_step_tokens=limits.max_step_tokens,
             max_running=limits.max_running,
+            lookahead=0 if head is None else 1,
         ),
         grammars=grammars,
         eos_token_ids=eos_token_ids,
         vocab_size=decoder.vocab_size,
         max_model_len=max_len,
         adapters=adapters,
-        speculation=Speculation() if model.speculation == "prompt-lookup" else None,
+        speculation=speculation,
     )
     return engine, decoder.vocab_size
 
@@ -119,3 +140,24 @@ def _kv_bytes(
         block_tokens=DEFAULT_BLOCK_TOKENS,
         memory_utilization=spec.memory_utilization,
     )
+
+
+def _load_head(
+    model: ModelSpec, directory: ModelDirectory, *, target: Decoder, dtype: torch.dtype
+) -> MTPDrafter:
+    head = load_drafter(
+        directory.path,
+        target=target,
+        dtype=dtype,
+        device="cpu",
+        ops=make_ops("cpu"),
+        linear_factory=linear_factory(model.quantization, device="cpu"),
+    )
+    if head is None:
+        raise ConfigurationError(
+            f"models.{model.name}.speculation: `mtp` needs the multi-token prediction head of "
+            f"DeepSeek-V3, which the weights in {directory.path} do not have; leave it out, or use "
+            "`prompt-lookup`",
+            param="speculation",
+        )
+    return head

@@ -109,15 +109,22 @@ class BlockPool:
 
 
 def extend_digests(
-    digests: list[bytes], tokens: Sequence[int], *, block_tokens: int, salt: bytes = b""
+    digests: list[bytes],
+    tokens: Sequence[int],
+    *,
+    block_tokens: int,
+    salt: bytes = b"",
+    lookahead: int = 0,
 ) -> None:
     """Append the digests of the full blocks of `tokens` that are not in the chain yet.
 
     `salt` keeps apart what must never be shared (another adapter's state for the same tokens).
+    A digest covers `lookahead` tokens after its block too, and waits for them.
     """
-    for start in range(len(digests) * block_tokens, len(tokens) - block_tokens + 1, block_tokens):
+    width = block_tokens + lookahead
+    for start in range(len(digests) * block_tokens, len(tokens) - width + 1, block_tokens):
         digest = hashlib.sha256(digests[-1] if digests else salt)
-        digest.update(array("I", tokens[start : start + block_tokens]).tobytes())
+        digest.update(array("I", tokens[start : start + width]).tobytes())
         digests.append(digest.digest())
 
 

@@ -1,6 +1,7 @@
 """Runs one step of a decoder on its device and draws the tokens."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -59,21 +60,9 @@ class CpuRunner:
     @torch.inference_mode()
     def run(self, parts: Sequence[Part], *, previous: PendingStep | None) -> "FinishedStep":
         """Run the step to its end."""
-        inputs = build_inputs(
-            parts, block_tokens=self._storage.block_tokens, previous=awaited_tokens(previous)
-        )
-        if inputs.awaited is not None and previous is not None:
-            known = np.array(previous.wait()[0], dtype=np.int32)
-            inputs.token_ids[:] = np.where(
-                inputs.awaited < 0, inputs.token_ids, known[inputs.awaited]
-            )
-        num_due = len(inputs.due_rows)
-        inputs = pad_rows(inputs, padded_rows(inputs.num_rows))
-        rows = None
-        if num_due < inputs.num_rows:
-            rows = torch.from_numpy(_padded_due(inputs.due_rows)).long()
-        logits = self._decoder.forward(to_batch(inputs), self._storage.layers, rows=rows)
-        drawn = draw(logits[:num_due], parts, eos_token_ids=self._eos_token_ids)
+        step = prepare(parts, block_tokens=self._storage.block_tokens, previous=previous)
+        logits = self._decoder.forward(step.batch, self._storage.layers, rows=step.rows)
+        drawn = draw(logits[: step.num_due], parts, eos_token_ids=self._eos_token_ids)
         return FinishedStep(parts, drawn)
 
     def close(self) -> None:
@@ -91,6 +80,32 @@ class FinishedStep:
     def wait(self) -> tuple[list[int], dict[int, torch.Tensor]]:
         """Return at once."""
         return self._drawn.tokens.tolist(), self._drawn.logprobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedStep:
+    """What a model takes on the CPU, padded."""
+
+    batch: StepBatch
+    rows: torch.Tensor | None
+    """Indices of the rows whose logits are due, then padding; None: all."""
+    num_due: int
+
+
+def prepare(
+    parts: Sequence[Part], *, block_tokens: int, previous: PendingStep | None
+) -> PreparedStep:
+    """Lay out a step; waits for `previous` where it has tokens that only it knows."""
+    inputs = build_inputs(parts, block_tokens=block_tokens, previous=awaited_tokens(previous))
+    if inputs.awaited is not None and previous is not None:
+        known = np.array(previous.wait()[0], dtype=np.int32)
+        inputs.token_ids[:] = np.where(inputs.awaited < 0, inputs.token_ids, known[inputs.awaited])
+    num_due = len(inputs.due_rows)
+    inputs = pad_rows(inputs, padded_rows(inputs.num_rows))
+    rows = None
+    if num_due < inputs.num_rows:
+        rows = padded_index(inputs.due_rows)
+    return PreparedStep(batch=to_batch(inputs), rows=rows, num_due=num_due)
 
 
 def awaited_tokens(previous: PendingStep | None) -> dict[int, int]:
@@ -122,7 +137,10 @@ def to_batch(inputs: StepInputs) -> StepBatch:
     )
 
 
-def _padded_due(rows: Ints) -> Ints:
-    """Repeat the first due row: the head's matrix product too keeps code for every shape."""
-    missing = padded_rows(len(rows)) - len(rows)
-    return np.concatenate((rows, np.zeros(missing, dtype=np.int32))) if missing else rows
+def padded_index(rows: Ints | list[int]) -> torch.Tensor:
+    """Return int64 row numbers, row 0 repeated at the end: the output head's matrix product too
+    keeps code for every shape.
+    """
+    index = torch.zeros(padded_rows(len(rows)), dtype=torch.long)
+    index[: len(rows)] = torch.as_tensor(rows)
+    return index

@@ -2,16 +2,13 @@
 
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.engine.adapters import LoadedAdapter
+from deepseek.engine.drafts import Acceptance, Guess, Lookup
 from deepseek.engine.grammar import GrammarMatcher
-
-if TYPE_CHECKING:
-    from deepseek.engine.speculation import Lookup
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,8 +60,12 @@ class Sequence:
     """What `generator` has given, by place in the answer."""
     matcher: GrammarMatcher | None = None
     history: TokenHistory | None = None
-    lookup: "Lookup | None" = None
-    """N-grams of the tokens, where drafts are made."""
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    """Of the drafts made for it."""
+    lookup: Lookup | None = None
+    """N-grams of the tokens, where drafts are made from them."""
+    guess: Guess | None = None
+    """What the model's own head guessed last."""
 
     @property
     def id(self) -> int:

@@ -1,24 +1,19 @@
-"""Guessing tokens without a second model: prompt lookup, switched by what it has been worth.
+"""How many tokens to guess without a second model: as many as guesses have been worth.
 
-Answers often repeat their prompt (quotations, code edits, summaries). Where the last tokens of a
-sequence have stood in it before, the tokens that followed then are guessed to follow now, and one
-step verifies them all (prompt lookup decoding; the verification is that of arXiv:2211.17192, exact
-for greedy and, because every place of an answer has its own random number, for sampled tokens too).
+Guessed tokens are verified in one step as further rows of their sequence; the verification is that
+of arXiv:2211.17192, exact for greedy and, because every place of an answer has its own random
+number, for sampled tokens too. Who guesses is left to the classes derived from `Speculation`.
 
-A guess costs one more row in a step. It is made only where its chance times what a step's fixed
-cost would be saved exceeds that: both are measured while serving.
+A guess costs one more row in a step, and what making it takes. It is made only where its chance
+times what a step's fixed cost would be saved exceeds that: all three are measured while serving.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from deepseek.engine.sequence import Sequence
 
-_PRIOR_ACCEPTANCE = 0.6
-_ADAPTATION = 0.2
-"""Weight of the newest draft in a sequence's acceptance."""
-_FIRST_PAUSE_TOKENS = 16
-_LONGEST_PAUSE_TOKENS = 512
 _FORGETTING = 0.98
 _DEFAULT_ROW_COST = 0.05
 """Cost of one more row as a part of a one-row step, before steps of different sizes were seen."""
@@ -49,96 +44,79 @@ class StepCost:
 
 
 @dataclass(slots=True)
-class Lookup:
-    """One sequence's n-grams and how its drafts have fared."""
+class GuessCost:
+    """Seconds that making one guess takes, by a mean that forgets; 0 before one was made."""
 
-    ngram: int
-    last_places: dict[tuple[int, ...], int] = field(default_factory=dict)
-    """Where the token after an n-gram stood when it was last seen."""
-    num_indexed: int = 0
-    acceptance: float = _PRIOR_ACCEPTANCE
-    """Chance that a guessed token is right, given that those before it were."""
-    pause_tokens: int = _FIRST_PAUSE_TOKENS
-    resume_at: int = 0
-    """Length of the sequence from which drafts are made again."""
+    _guesses: float = 0.0
+    _seconds: float = 0.0
 
-    def continuation(self, tokens: list[int], count: int) -> tuple[int, ...]:
-        """Return the `count` tokens that followed the last n-gram where it stood before, or none.
+    def observe(self, guesses: int, seconds: float) -> None:
+        """Take the time into account that making some guesses together took."""
+        self._guesses = _FORGETTING * self._guesses + guesses
+        self._seconds = _FORGETTING * self._seconds + seconds
 
-        Where they reach the end, what they say themselves goes on: a loop is guessed as a loop.
-        """
-        for end in range(max(self.num_indexed, self.ngram), len(tokens)):
-            self.last_places[tuple(tokens[end - self.ngram : end])] = end
-        self.num_indexed = len(tokens)
-        place = self.last_places.get(tuple(tokens[-self.ngram :]))
-        if place is None:
-            return ()
-        guessed = tokens[place : place + count]
-        for index in range(count - len(guessed)):
-            guessed.append(guessed[index])
-        return tuple(guessed)
+    @property
+    def mean(self) -> float:
+        return self._seconds / self._guesses if self._guesses else 0.0
 
 
-class Speculation:
-    """Drafts for one model's sequences."""
+class Speculation(ABC):
+    """Drafts for one model's sequences; never for those under a grammar or penalties."""
 
-    def __init__(self, *, ngram: int = 3, max_draft: int = 8) -> None:
-        """Match the last `ngram` tokens; guess at most `max_draft` tokens a step."""
+    def __init__(self, *, max_draft: int) -> None:
+        """Guess at most `max_draft` tokens a step."""
         self.num_drafted = 0
         self.num_accepted = 0
-        self._ngram = ngram
         self._max_draft = max_draft
-        self._cost = StepCost()
+        self._step_cost = StepCost()
+        self._guess_cost = GuessCost()
         self._num_decoding = 1
 
-    def observe_step(self, *, num_rows: int, num_decoding: int, seconds: float) -> None:
-        """Learn from the time of a step without prompt chunks."""
-        self._num_decoding = max(1, num_decoding)
-        self._cost.observe(num_rows, seconds)
-
+    @abstractmethod
     def draft(self, sequence: Sequence) -> tuple[int, ...]:
-        """Return guessed tokens to verify, () where they would not pay."""
-        params = sequence.sampling
-        room = params.max_tokens - sequence.num_output - 1
-        if room <= 0 or sequence.needs_last_token or sequence.num_in_flight:
-            return ()
-        lookup = sequence.lookup
-        if lookup is None:
-            lookup = sequence.lookup = Lookup(self._ngram)
-        if len(sequence.tokens) < lookup.resume_at:
-            return ()
-        count = min(room, self._max_draft, self._worthwhile(lookup.acceptance))
-        if count < 1:
-            lookup.resume_at = len(sequence.tokens) + lookup.pause_tokens
-            lookup.pause_tokens = min(2 * lookup.pause_tokens, _LONGEST_PAUSE_TOKENS)
-            # One more try after the pause, with the least that can show a change.
-            lookup.acceptance = max(lookup.acceptance, self._break_even() * 1.01)
-            return ()
-        return lookup.continuation(sequence.tokens, count)
+        """Return guesses of the tokens after the last known one, () where they would not pay.
+
+        They never pass the end of the answer by length.
+        """
 
     def observe(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Learn how a draft of the sequence fared."""
         self.num_drafted += num_drafted
         self.num_accepted += num_accepted
-        lookup = sequence.lookup
-        if lookup is None:
-            return
-        tried = min(num_accepted + 1, num_drafted)
-        rate = num_accepted / tried
-        lookup.acceptance += _ADAPTATION * (rate - lookup.acceptance)
-        if num_accepted == num_drafted:
-            lookup.pause_tokens = _FIRST_PAUSE_TOKENS
+        sequence.acceptance.observe(num_drafted, num_accepted)
+
+    def observe_step(self, *, num_rows: int, num_decoding: int, seconds: float) -> None:
+        """Learn from the time of a step without prompt chunks."""
+        self._num_decoding = max(1, num_decoding)
+        self._step_cost.observe(num_rows, seconds)
+
+    def _allowance(self, sequence: Sequence, *, num_new: int = 0) -> int:
+        """Return how many tokens to guess once the sequence has `num_new` more than now."""
+        room = sequence.sampling.max_tokens - sequence.num_output - num_new - 1
+        if room <= 0 or sequence.needs_last_token:
+            return 0
+        length, acceptance = len(sequence.tokens) + num_new, sequence.acceptance
+        if length < acceptance.resume_at:
+            return 0
+        if acceptance.is_on_trial:
+            return 1
+        count = self._worthwhile(acceptance.chance)
+        if count < 1:
+            acceptance.pause(length)
+            # If the guess on trial is right, drafts go on.
+            acceptance.chance = max(acceptance.chance, min(1.0, self._break_even()))
+        return min(room, count)
 
     def _break_even(self) -> float:
-        """Return the chance from which one guessed token pays."""
-        fixed, row = self._cost.coefficients()
-        return row / (fixed / self._num_decoding + row)
+        """Return the chance from which one guessed token pays; above 1 where it never does."""
+        fixed, row = self._step_cost.coefficients()
+        return (row + self._guess_cost.mean) / (fixed / self._num_decoding + row)
 
-    def _worthwhile(self, acceptance: float) -> int:
-        """Return the longest draft whose last token still pays: acceptance ** n > break-even."""
+    def _worthwhile(self, chance: float) -> int:
+        """Return the longest draft whose last token still pays: chance ** n > break-even."""
         threshold = self._break_even()
-        if acceptance <= threshold:
+        if chance <= threshold:
             return 0
-        if acceptance >= 1.0:
+        if chance >= 1.0:
             return self._max_draft
-        return int(math.log(threshold) / math.log(acceptance))
+        return min(self._max_draft, int(math.log(threshold) / math.log(chance)))

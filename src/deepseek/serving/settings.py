@@ -35,9 +35,10 @@ class ModelSettings(Settings):
     quantization: Literal["int8"] | None = None
     """`int8`: weights of language models in INT8 with one scale per output channel, activations
     quantised row by row as they come; default: as `dtype` says."""
-    speculation: Literal["prompt-lookup"] | None = None
-    """`prompt-lookup`: guess tokens from the text so far and verify several in one step, where that
-    has been paying; exact. Default: off."""
+    speculation: Literal["prompt-lookup", "mtp"] | None = None
+    """Guess tokens and verify them in one step, where that has been paying; exact. `prompt-lookup`:
+    from the text so far; `mtp`: by the weights' own multi-token prediction head (DeepSeek-V3, on a
+    CPU). Default: off."""
     max_model_len: int | None = Field(default=None, ge=8)
     """Tokens of prompt and answer together; default: the model's own limit."""
     share: float = Field(default=1.0, gt=0, le=1000)

@@ -222,7 +222,7 @@ class DecoderEngine:
         if not drawn:
             self._scheduler.publish(sequence)
             return []
-        accepted = _accepted(part.draft, drawn)
+        accepted = part.accepted(drawn)
         if self._speculation is not None and part.draft:
             self._speculation.observe(sequence, len(part.draft), len(accepted) - 1)
         sequence.num_scheduled -= len(drawn) - len(accepted)
@@ -273,13 +273,3 @@ class DecoderEngine:
         if sequence.num_output >= params.max_tokens:
             return FinishReason.LENGTH
         return None
-
-
-def _accepted(draft: tuple[int, ...], drawn: list[int]) -> list[int]:
-    """Return the drawn tokens that stand: each was computed after a right guess of those before."""
-    count = 1
-    for guess, token in zip(draft, drawn, strict=False):
-        if guess != token:
-            break
-        count += 1
-    return drawn[:count]

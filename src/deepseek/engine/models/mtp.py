@@ -23,6 +23,7 @@ class MTPDrafter:
     """
 
     kv_shape: KVShape
+    """Of the head alone."""
 
     def __init__(self, checkpoint: Checkpoint, ops: Ops, *, target: DeepseekV3Decoder) -> None:
         """Read the first head of the checkpoint (released models have one)."""
@@ -31,7 +32,7 @@ class MTPDrafter:
         index = config.num_hidden_layers
         prefix = f"model.layers.{index}"
         self.kv_shape = latent_kv_shape(checkpoint, num_layers=1)
-        self._target = target
+        self.target = target
         self._ops = ops
         self._eps: float = config.rms_norm_eps
         self._token_norm = checkpoint.tensor(f"{prefix}.enorm.weight", (hidden,))
@@ -41,6 +42,12 @@ class MTPDrafter:
         )
         self._layer = DeepseekLayer(checkpoint, ops, index=index, gate=target.gate)
         self._norm = checkpoint.tensor(f"{prefix}.shared_head.norm.weight", (hidden,))
+
+    @property
+    def joint_kv_shape(self) -> KVShape:
+        """Of the target and the head together; the head's layer is the last."""
+        own, target = self.kv_shape, self.target.kv_shape
+        return replace(target, num_layers=target.num_layers + own.num_layers)
 
     @staticmethod
     def is_in(checkpoint: Checkpoint) -> bool:
@@ -63,7 +70,7 @@ class MTPDrafter:
         any token will do, as long as that row's draft is not used.
         """
         drafted = self.states(states, next_token_ids, batch, kv)
-        return self._target.logits(drafted if rows is None else drafted[rows])
+        return self.target.logits(drafted if rows is None else drafted[rows])
 
     def states(
         self,
@@ -77,10 +84,10 @@ class MTPDrafter:
         They can stand in for the target's states where one head drafts several tokens in a row.
         """
         batch = replace(batch, token_ids=next_token_ids)
-        tokens = self._ops.rms_norm(self._target.embed(next_token_ids), self._token_norm, self._eps)
+        tokens = self._ops.rms_norm(self.target.embed(next_token_ids), self._token_norm, self._eps)
         normed = self._ops.rms_norm(states, self._state_norm, self._eps)
         residual: torch.Tensor = self._join(torch.cat((tokens, normed), dim=-1), batch.adapters)
         out = self._layer.forward(
-            torch.zeros_like(residual), residual, self._target.turns(batch), batch, kv
+            torch.zeros_like(residual), residual, self.target.turns(batch), batch, kv
         )
         return self._ops.add_rms_norm(out, residual, self._norm, self._eps)

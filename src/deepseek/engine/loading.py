@@ -13,7 +13,9 @@ from deepseek.engine.base import AdapterHost, Engine
 from deepseek.engine.decoder_loading import load_decoder_engine
 from deepseek.engine.device import step_limits
 from deepseek.engine.engines.encoder import EncoderEngine
-from deepseek.engine.models.encoder import Encoder
+from deepseek.engine.linear import linear_factory
+from deepseek.engine.models.encoder import load_encoder
+from deepseek.engine.ops.registry import make_ops
 from deepseek.weights.model_directory import ModelDirectory, open_model_directory
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,13 @@ def _load_encoder(
     dtype: torch.dtype,
     device: str,
 ) -> tuple[EncoderEngine, int, int]:
-    encoder = Encoder(directory, dtype=dtype, device=device)
+    encoder = load_encoder(
+        directory,
+        dtype=dtype,
+        device=device,
+        ops=make_ops(device),
+        linear_factory=linear_factory(model.quantization, device=device),
+    )
     max_len = min(directory.max_model_len, model.max_model_len or directory.max_model_len)
     engine = EncoderEngine(
         model.name,

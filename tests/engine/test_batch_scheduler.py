@@ -18,7 +18,7 @@ from deepseek.engine.batch_scheduler import BatchScheduler
 from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.kv_cache import BlockPool
-from deepseek.engine.speculation import Speculation
+from deepseek.engine.prompt_lookup import PromptLookup
 from tests.engine.token_memory import (
     VOCAB_SIZE,
     StepFailed,
@@ -127,7 +127,7 @@ class House:
             vocab_size=VOCAB_SIZE,
             max_model_len=world.num_blocks * world.block_tokens,
             adapters=AdapterSet((), dtype=torch.float32, device="cpu", max_adapters=1, max_rank=1),
-            speculation=Speculation(ngram=1, max_draft=5) if world.speculates else None,
+            speculation=PromptLookup(ngram=1, max_draft=5) if world.speculates else None,
         )
         self.answers: dict[int, list[int]] = {}
         self.reasons: dict[int, str] = {}

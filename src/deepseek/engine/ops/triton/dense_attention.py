@@ -95,7 +95,9 @@ def _gathered(
     """Return the first sequence's keys (or values) as (kv_heads, num_rows, dim)."""
     num_heads, block_tokens, dim = state.shape[1:]
     out = torch.empty((num_heads, num_rows, dim), dtype=state.dtype, device=state.device)
-    _gather_kernel[(triton.cdiv(num_rows, _GATHERED_ROWS), num_heads)](
+    launch(
+        _gather_kernel,
+        (triton.cdiv(num_rows, _GATHERED_ROWS), num_heads, 1),
         state,
         out,
         batch.block_tables,
@@ -107,6 +109,5 @@ def _gathered(
         BLOCK_TOKENS=block_tokens,
         BLOCK_ROWS=_GATHERED_ROWS,
         num_warps=4,
-        **launch.options,
     )
     return out

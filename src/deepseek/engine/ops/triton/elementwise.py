@@ -186,7 +186,9 @@ def rms_norm(
     out = torch.empty((num_rows, width), dtype=states.dtype, device=states.device)
     other = states if residual is None else residual
     block = triton.next_power_of_2(width)
-    _rms_norm_kernel[(num_rows,)](
+    launch(
+        _rms_norm_kernel,
+        (num_rows, 1, 1),
         states,
         other,
         weight,
@@ -198,7 +200,6 @@ def rms_norm(
         ADD=residual is not None,
         BLOCK=block,
         num_warps=min(max(block // 512, 1), 16),
-        **launch.options,
     )
     return out
 
@@ -207,9 +208,16 @@ def gated_silu(launch: Launch, gate_up: torch.Tensor) -> torch.Tensor:
     """Return silu(gate) * up of rows that hold gate, then up."""
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((num_rows, width), dtype=gate_up.dtype, device=gate_up.device)
-    grid = (num_rows, triton.cdiv(width, _SILU_BLOCK))
-    _gated_silu_kernel[grid](
-        gate_up, out, gate_up.stride(0), width, BLOCK=_SILU_BLOCK, num_warps=4, **launch.options
+    grid = (num_rows, triton.cdiv(width, _SILU_BLOCK), 1)
+    launch(
+        _gated_silu_kernel,
+        grid,
+        gate_up,
+        out,
+        gate_up.stride(0),
+        width,
+        BLOCK=_SILU_BLOCK,
+        num_warps=4,
     )
     return out
 
@@ -232,7 +240,9 @@ def rotate_and_store(
     query_norm, key_norm = (qkv, qkv) if head_norms is None else head_norms
     total_heads = num_heads + 2 * num_kv_heads
     heads = min(_HEADS_PER_PROGRAM, triton.next_power_of_2(total_heads))
-    _rotate_and_store_kernel[(num_rows, triton.cdiv(total_heads, heads))](
+    launch(
+        _rotate_and_store_kernel,
+        (num_rows, triton.cdiv(total_heads, heads), 1),
         qkv,
         rotary,
         batch.positions,
@@ -254,7 +264,6 @@ def rotate_and_store(
         HEADS=heads,
         HALF=triton.next_power_of_2(dim // 2),
         num_warps=4,
-        **launch.options,
     )
     return queries
 
@@ -263,7 +272,9 @@ def store(launch: Launch, source: torch.Tensor, *, target: torch.Tensor, batch: 
     """Store (rows, heads, dim) in the paged `target` where the batch says."""
     num_rows, num_heads, dim = source.shape
     block_dim = triton.next_power_of_2(dim)
-    _store_kernel[(num_rows, num_heads)](
+    launch(
+        _store_kernel,
+        (num_rows, num_heads, 1),
         source,
         batch.kv_rows,
         target,
@@ -273,5 +284,4 @@ def store(launch: Launch, source: torch.Tensor, *, target: torch.Tensor, batch: 
         DIM=dim,
         BLOCK_DIM=block_dim,
         num_warps=1 if block_dim <= 256 else 2,
-        **launch.options,
     )

@@ -133,7 +133,9 @@ class SmallLinear:
         even = width_in % _BLOCK_K == 0
         parts = splits * num_rows * width_out if splits > 1 else 0
         partial = torch.empty(parts, device=inputs.device)
-        _linear_kernel[(num_tiles, splits)](
+        self._launch(
+            _linear_kernel,
+            (num_tiles, splits, 1),
             inputs,
             weight,
             bias,
@@ -153,7 +155,6 @@ class SmallLinear:
             BLOCK_K=_BLOCK_K,
             STAGES=_STAGES,
             num_warps=4,
-            **self._launch.options,
         )
         return out
 

@@ -7,6 +7,7 @@ computed above the diagonal.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # Triton types a kernel's arguments where it is launched.
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 
 from deepseek.engine.batch import LayerKV
-from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
+from deepseek.engine.ops.triton.launching import Launch, ceil_div, power_of_two, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
     VARYING,
@@ -186,8 +187,8 @@ def attend_chunks(
     num_heads, key_dim = queries.shape[1:]
     num_kv_heads, value_dim = kv.keys.shape[1], kv.values.shape[3]
     group = num_heads // num_kv_heads
-    tiles = _tiles(launch, max_rows * group, dims=(key_dim, value_dim), dtype=queries.dtype)
-    grid = (triton.cdiv(max_rows * group, tiles["BLOCK_M"]), num_kv_heads, context_lens.shape[0])
+    tiles = _tiles(key_dim, value_dim, queries.dtype, has_large_tiles=launch.has_large_tiles)
+    grid = (ceil_div(max_rows * group, tiles["BLOCK_M"]), num_kv_heads, context_lens.shape[0])
     launch(
         _chunk_kernel,
         grid,
@@ -222,10 +223,12 @@ def attend_packed(
     dim = qkv.shape[1] // (3 * num_heads)
     queries, keys, values = qkv.view(num_tokens, 3, num_heads, dim).unbind(1)
     out = torch.empty((num_tokens, num_heads * dim), dtype=qkv.dtype, device=qkv.device)
-    tiles = _tiles(launch, max_len, dims=(dim, dim), dtype=qkv.dtype)
+    tiles = _tiles(dim, dim, qkv.dtype, has_large_tiles=launch.has_large_tiles)
+    # Sentences are short.
+    block_m = min(tiles["BLOCK_M"], max(power_of_two(max_len), _MIN_ROWS))
     launch(
         _chunk_kernel,
-        (triton.cdiv(max_len, tiles["BLOCK_M"]), num_heads, starts.shape[0] - 1),
+        (ceil_div(max_len, block_m), num_heads, starts.shape[0] - 1),
         queries,
         keys,
         values,
@@ -249,35 +252,35 @@ def attend_packed(
         VALUE_DIM=dim,
         BLOCK_TOKENS=0,
         CAUSAL=False,
-        **tiles,
+        **{**tiles, "BLOCK_M": block_m},
     )
     return out
 
 
+@cache
 def _tiles(
-    launch: Launch, num_rows: int, *, dims: tuple[int, int], dtype: torch.dtype
+    key_dim: int, value_dim: int, dtype: torch.dtype, *, has_large_tiles: bool
 ) -> dict[str, Any]:
     """Choose the tile sizes, so that a tile's operands fit in shared memory and registers.
 
     Five stages hold two tiles of keys and values besides the one in use: block tables are read
     ahead of the keys they lead to.
     """
-    shape = head_blocks(*dims)
+    shape = head_blocks(key_dim, value_dim)
     width = max(shape["MAIN"], shape["BLOCK_V"])
     if dtype.itemsize > 2:  # no tensor cores: small tiles, or all is spilled
-        block_m, block_n, stages, warps = 16, 16 if width > 128 else 32, 1, 8
+        block_m, block_n, stages = 16, 16 if width > 128 else 32, 1
     elif width <= 128:
-        block_m, block_n, stages, warps = 128, 64, 5 if launch.has_large_tiles else 2, 8
+        block_m, block_n, stages = 128, 64, 5 if has_large_tiles else 2
     elif width <= 256:
-        block_m, block_n, stages, warps = 64, 64, 2, 8
+        block_m, block_n, stages = 64, 64, 2
     else:
-        block_m, block_n, stages, warps = 64, 32, 2, 8
-    block_m = min(block_m, max(triton.next_power_of_2(num_rows), _MIN_ROWS))
+        block_m, block_n, stages = 64, 32, 2
     return {
         **shape,
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "STAGES": stages,
         "PRECISION": precision(dtype),
-        "num_warps": warps,
+        "num_warps": 8,
     }

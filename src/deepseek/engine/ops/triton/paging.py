@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from deepseek.engine.ops.triton.launching import power_of_two
+
 LOG2_E = math.log2(math.e)
 """Softmax is computed with powers of two, which the device has an instruction for."""
 _MIN_BLOCK = 16
@@ -132,11 +134,11 @@ def head_blocks(key_dim: int, value_dim: int) -> dict[str, int]:
     576 (a latent of 512 and 64 rotated) is 512 + 64, where one part would be 1024.
     """
     main = max(1 << (key_dim.bit_length() - 1), _MIN_BLOCK)
-    rest = max(triton.next_power_of_2(key_dim - main), _MIN_BLOCK) if key_dim > main else 0
+    rest = max(power_of_two(key_dim - main), _MIN_BLOCK) if key_dim > main else 0
     return {
         "MAIN": main,
         "REST": rest,
-        "BLOCK_V": max(triton.next_power_of_2(value_dim), _MIN_BLOCK),
+        "BLOCK_V": max(power_of_two(value_dim), _MIN_BLOCK),
     }
 
 

@@ -7,6 +7,7 @@ Flash-Decoding). The query heads that share a key head are rows of one matrix pr
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # Triton types a kernel's arguments where it is launched.
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 
 from deepseek.engine.batch import LayerKV
-from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
+from deepseek.engine.ops.triton.launching import Launch, ceil_div, power_of_two, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
     VARYING,
@@ -286,9 +287,9 @@ class SplitAttention:
         num_heads, key_dim = queries.shape[1:]
         num_kv_heads, value_dim = kv.keys.shape[1], kv.values.shape[3]
         group = num_heads // num_kv_heads
-        packed = triton.next_power_of_2(max_rows * group)
+        packed = power_of_two(max_rows * group)
         block_m = min(max(packed, _MIN_ROWS), MAX_ROWS)
-        tiles = triton.cdiv(max_rows * group, block_m)
+        tiles = ceil_div(max_rows * group, block_m)
         units = num_sequences * num_kv_heads * tiles
         shape = _tiles(key_dim, value_dim, queries.dtype)
         max_tiles = block_tables.shape[1] * kv.block_tokens // shape["BLOCK_N"]
@@ -331,12 +332,13 @@ class SplitAttention:
 
     def _num_splits(self, units: int, max_tiles: int) -> int:
         """Choose by the batch alone: a captured step must serve any context."""
-        wanted = triton.cdiv(self._launch.num_processors * _PROGRAMS_PER_PROCESSOR, units)
+        wanted = ceil_div(self._launch.num_processors * _PROGRAMS_PER_PROCESSOR, units)
         if units > _MAX_SPLIT_UNITS:
             return 1
-        return int(min(triton.next_power_of_2(min(wanted, max(max_tiles, 1))), _MAX_SPLITS))
+        return int(min(power_of_two(min(wanted, max(max_tiles, 1))), _MAX_SPLITS))
 
 
+@cache
 def _tiles(key_dim: int, value_dim: int, dtype: torch.dtype) -> dict[str, Any]:
     """Choose the tile sizes, so that a tile's operands fit in shared memory several times over.
 

@@ -69,7 +69,7 @@ class Int8Linear(torch.nn.Module):
         stride, element_stride = inputs.stride()
         if width != self.in_features or element_stride != 1:
             raise ValueError(f"inputs are {tuple(inputs.shape)}, rows of {self.in_features} wanted")
-        out = torch.empty((rows, self.out_features), dtype=inputs.dtype)
+        out = inputs.new_empty((rows, self.out_features))
         self._kernel(
             *(inputs.data_ptr(), stride, self._address, out.data_ptr()),
             *(rows, TYPES[inputs.dtype], torch.get_num_threads()),

@@ -28,15 +28,14 @@ def rotate(heads: torch.Tensor, rotary: torch.Tensor, positions: torch.Tensor) -
 def attend(queries: torch.Tensor, batch: StepBatch, kv: LayerKV, scale: float) -> torch.Tensor:
     """Return (rows of sequences, heads, value_dim); zeros for sequences without context."""
     starts, contexts = batch.query_starts.tolist(), batch.context_lens.tolist()
-    groups = queries.shape[1] // kv.keys.shape[1]
+    grouped = queries.double().unflatten(1, (kv.keys.shape[1], -1))
     out = torch.zeros(starts[-1], queries.shape[1], kv.values.shape[3], dtype=torch.float64)
     for index, context in enumerate(contexts):
         for row in range(starts[index], starts[index + 1]) if context else ():
             seen = context - (starts[index + 1] - row) + 1
             keys, values = (_rows(state, batch, index, seen) for state in (kv.keys, kv.values))
-            keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
-            scores = torch.einsum("hd,thd->ht", queries[row].double(), keys) * scale
-            out[row] = torch.einsum("ht,thd->hd", scores.softmax(-1), values)
+            scores = torch.einsum("kgd,tkd->kgt", grouped[row], keys) * scale
+            out[row] = torch.einsum("kgt,tkd->kgd", scores.softmax(-1), values).flatten(0, 1)
     return out
 
 

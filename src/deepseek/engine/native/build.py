@@ -66,11 +66,12 @@ def _processor_flags() -> str:
 
 
 def _compiler() -> str:
-    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
+    # GCC: clang's OpenMP calls a runtime of its own, which torch has not loaded.
+    for name in (os.environ.get("CXX"), "g++", "c++"):
         path = shutil.which(name) if name else None
         if path is not None:
             return path
-    raise BuildError("there is no C++ compiler (CXX, g++, c++, clang++)")
+    raise BuildError("there is no C++ compiler (CXX, g++, c++)")
 
 
 def _loaded_openmp() -> Path:

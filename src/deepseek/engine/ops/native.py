@@ -34,7 +34,7 @@ class NativeOps:
 
     def rms_norm(self, states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         rows, width = states.shape
-        out = torch.empty((rows, width), dtype=states.dtype)
+        out = torch.empty_like(states)
         self._kernels.rms_norm(
             *(states.data_ptr(), _row_stride(states), weight.data_ptr(), out.data_ptr()),
             *(rows, width, eps, TYPES[states.dtype], TYPES[weight.dtype]),
@@ -48,7 +48,7 @@ class NativeOps:
         if states.dtype is not residual.dtype:
             raise TypeError(f"states are {states.dtype}, the residual {residual.dtype}")
         rows, width = states.shape
-        out = torch.empty((rows, width), dtype=states.dtype)
+        out = torch.empty_like(states)
         self._kernels.add_rms_norm(
             *(states.data_ptr(), _row_stride(states)),
             *(residual.data_ptr(), _row_stride(residual), weight.data_ptr(), out.data_ptr()),
@@ -59,7 +59,7 @@ class NativeOps:
 
     def gated_silu(self, gate_up: torch.Tensor) -> torch.Tensor:
         rows, width = gate_up.shape
-        out = torch.empty((rows, width // 2), dtype=gate_up.dtype)
+        out = gate_up.new_empty((rows, width // 2))
         self._kernels.gated_silu(
             *(gate_up.data_ptr(), _row_stride(gate_up), out.data_ptr(), rows, width // 2),
             *(TYPES[gate_up.dtype], torch.get_num_threads()),
@@ -78,7 +78,7 @@ class NativeOps:
         eps: float = 0.0,
     ) -> torch.Tensor:
         layout = self._layout(kv)
-        out = torch.empty((qkv.shape[0], num_heads, layout.key_dim), dtype=qkv.dtype)
+        out = qkv.new_empty((qkv.shape[0], num_heads, layout.key_dim))
         query_norm, key_norm, norm_type = None, None, 0
         if head_norms is not None:
             query_norm, key_norm = head_norms[0].data_ptr(), head_norms[1].data_ptr()
@@ -108,7 +108,7 @@ class NativeOps:
         layout = self._layout(kv)
         rows, heads, _ = queries.shape
         row_stride, head_stride, _ = queries.stride()
-        out = torch.empty((rows, heads * layout.value_dim), dtype=queries.dtype)
+        out = queries.new_empty((rows, heads * layout.value_dim))
         self._kernels.attend(
             *(queries.data_ptr(), row_stride, head_stride, heads),
             *(self._view(batch), layout.address, scale),
@@ -120,7 +120,7 @@ class NativeOps:
         self, qkv: torch.Tensor, starts: torch.Tensor, max_len: int, *, num_heads: int
     ) -> torch.Tensor:
         tokens, width = qkv.shape
-        out = torch.empty((tokens, width // 3), dtype=qkv.dtype)
+        out = qkv.new_empty((tokens, width // 3))
         self._kernels.attend_packed(
             *(qkv.data_ptr(), _row_stride(qkv), starts.data_ptr(), starts.shape[0] - 1),
             *(num_heads, width // 3 // num_heads, out.data_ptr()),
@@ -167,6 +167,6 @@ class _Layout:
 
 def _row_stride(rows: torch.Tensor) -> int:
     stride, element_stride = rows.stride()
-    if element_stride != 1:
+    if element_stride != 1:  # also what makes `empty_like` contiguous
         raise ValueError("the elements of a row must be contiguous")
     return stride

@@ -72,6 +72,36 @@ void multiply_all(const float* a, int64_t a_stride, int64_t num_rows, int64_t co
     }
 }
 
+// What a tile of queries has seen so far.
+struct Sums {
+    float* maxima;    // (rows,) largest score
+    float* totals;    // (rows,) sum of e^(score - maximum)
+    float* weighted;  // (rows, width) sum of e^(score - maximum) * value
+};
+
+// A number of floats that fills cache lines.
+inline int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+struct Shape {
+    int64_t key_dim, value_dim;
+    int64_t width;  // value_dim in whole vectors
+
+    Shape(int64_t key_dim_, int64_t value_dim_)
+        : key_dim(key_dim_),
+          value_dim(value_dim_),
+          width((value_dim_ + kWidth - 1) / kWidth * kWidth) {}
+
+    bool whole_vectors() const { return key_dim % kWidth == 0 && value_dim % kWidth == 0; }
+    int64_t sums_floats(int64_t rows) const { return whole_lines(2 * rows) + rows * width; }
+    Sums sums(float* memory, int64_t rows) const {
+        return {memory, memory + rows, memory + whole_lines(2 * rows)};
+    }
+    int64_t tile_rows(int64_t groups) const {
+        const int64_t rows = std::min<int64_t>(kTileRows, kTileFloats / std::max(key_dim, width));
+        return std::max<int64_t>(1, rows / groups);
+    }
+};
+
 // Pointers to the rows of one step.
 template <class T>
 struct Step {
@@ -80,11 +110,23 @@ struct Step {
     int64_t count;
 };
 
+template <class T>
+inline void prefetch(const T* row, int64_t size) {
+    for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(T)))
+        _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
+}
+
 // scores[r][j] = queries[r] . keys[j], by horizontal sums: for few queries. `dim` is whole vectors.
+// Meanwhile it fetches the `next` step: blocks lie anywhere, which no hardware foresees.
 template <int R, class T>
-__attribute__((noinline)) void score_few(const float* queries, int64_t dim, const Step<T>& step,
-                                         float* scores) {
+__attribute__((noinline)) void score_few(const float* queries, const Shape& shape,
+                                         const Step<T>& step, const Step<T>& next, float* scores) {
+    const int64_t dim = shape.key_dim;
     for (int64_t j = 0; j < step.count; j += 4) {
+        for (int64_t i = j; i < std::min(j + 4, next.count); ++i) {
+            prefetch(next.keys[i], dim);
+            prefetch(next.values[i], shape.value_dim);
+        }
         const T* keys[4];
         for (int64_t i = 0; i < 4; ++i) keys[i] = step.keys[std::min(j + i, step.count - 1)];
         vfloat sums[R][4] = {};
@@ -139,13 +181,6 @@ void widen_values(const Step<T>& step, int64_t dim, int64_t width, float* values
         });
 }
 
-// What a tile of queries has seen so far.
-struct Sums {
-    float* maxima;    // (rows,) largest score
-    float* totals;    // (rows,) sum of e^(score - maximum)
-    float* weighted;  // (rows, width) sum of e^(score - maximum) * value
-};
-
 // Turn one row of scores into weights under the new maximum; returns what the old sums shrink by.
 inline float weigh(float* scores, int64_t seen, int64_t count, float* maximum_, float* total) {
     const int64_t padded = (count + kWidth - 1) / kWidth * kWidth;
@@ -173,29 +208,6 @@ inline float weigh(float* scores, int64_t seen, int64_t count, float* maximum_, 
     *maximum_ = new_maximum;
     return shrink;
 }
-
-// A number of floats that fills cache lines.
-inline int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
-
-struct Shape {
-    int64_t key_dim, value_dim;
-    int64_t width;  // value_dim in whole vectors
-
-    Shape(int64_t key_dim_, int64_t value_dim_)
-        : key_dim(key_dim_),
-          value_dim(value_dim_),
-          width((value_dim_ + kWidth - 1) / kWidth * kWidth) {}
-
-    bool whole_vectors() const { return key_dim % kWidth == 0 && value_dim % kWidth == 0; }
-    int64_t sums_floats(int64_t rows) const { return whole_lines(2 * rows) + rows * width; }
-    Sums sums(float* memory, int64_t rows) const {
-        return {memory, memory + rows, memory + whole_lines(2 * rows)};
-    }
-    int64_t tile_rows(int64_t groups) const {
-        const int64_t rows = std::min<int64_t>(kTileRows, kTileFloats / std::max(key_dim, width));
-        return std::max<int64_t>(1, rows / groups);
-    }
-};
 
 // The working memory of one task.
 struct Workspace {
@@ -239,13 +251,18 @@ void attend_tile(const Shape& shape, int64_t rows, int64_t first, int64_t end, C
     std::fill(sums.totals, sums.totals + rows, 0.0f);
     std::fill(sums.weighted, sums.weighted + rows * shape.width, 0.0f);
     const bool few = rows <= kRows && shape.whole_vectors();
-    Step<T> step;
-    for (; first < end; first += kKeys) {
-        step.count = std::min<int64_t>(kKeys, end - first);
-        collect(first, step);
+    Step<T> steps[2];
+    const auto take = [&](int64_t key, Step<T>& step) {
+        step.count = std::clamp<int64_t>(end - key, 0, kKeys);
+        collect(key, step);
+    };
+    take(first, steps[0]);
+    for (int turn = 0; first < end; first += kKeys, turn ^= 1) {
+        const Step<T>&step = steps[turn], &next = steps[turn ^ 1];
+        take(first + kKeys, steps[turn ^ 1]);
         if (few) {
             with_count<kRows>(rows, [&](auto r) {
-                score_few<r()>(space.queries, shape.key_dim, step, space.scores);
+                score_few<r()>(space.queries, shape, step, next, space.scores);
             });
         } else {
             transpose_keys(step, shape.key_dim, space.columns);

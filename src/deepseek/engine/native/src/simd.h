@@ -1,7 +1,7 @@
 // Vectors of floats at the width of the machine, and the few operations the kernels are made of.
 //
-// The kernels are written once over GCC's vector extension (which clang has too); what it cannot
-// say is spelled out here for AVX-512 and AVX2.
+// The kernels are written once over GCC's vector extension; what it cannot say is spelled out here
+// for AVX-512 and AVX2.
 #pragma once
 
 #include <immintrin.h>
@@ -127,27 +127,21 @@ inline void store_sums(float* to, vfloat a, vfloat b, vfloat c, vfloat d) {
     _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 }
 
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, vint{__VA_ARGS__})
-#endif
 #if defined(__AVX512F__)
 inline vfloat interleave_low(vfloat a, vfloat b) {
-    return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return __builtin_shuffle(a, b, vint{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
 }
 inline vfloat interleave_high(vfloat a, vfloat b) {
-    return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return __builtin_shuffle(a, b, vint{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
 }
 #else
 inline vfloat interleave_low(vfloat a, vfloat b) {
-    return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    return __builtin_shuffle(a, b, vint{0, 8, 1, 9, 2, 10, 3, 11});
 }
 inline vfloat interleave_high(vfloat a, vfloat b) {
-    return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    return __builtin_shuffle(a, b, vint{4, 12, 5, 13, 6, 14, 7, 15});
 }
 #endif
-#undef SHUFFLE
 
 // Transpose a square in registers: log2(width) perfect shuffles.
 inline void transpose(vfloat (&rows)[kWidth]) {

@@ -7,6 +7,7 @@ each sequence. Every part but attention works on rows alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,14 @@ _LAYOUTS = {
 MODEL_TYPES = frozenset(_LAYOUTS)
 """What `PackedBert` runs; a config with `is_decoder` (causal attention) excepted."""
 _DISTILBERT_NORM_EPS = 1e-12
+_gelu_tanh = partial(torch.ops.aten.gelu_, approximate="tanh")
+_IN_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": torch.relu_,
+}
+"""Activations that need no second tensor of the widest kind."""
 
 
 class PackedBert:
@@ -262,8 +271,11 @@ def _layer_paths(config: Any) -> list[str]:
 
 
 def _activation(checkpoint: Checkpoint) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the feed-forward part's activation; it may overwrite its argument."""
     config = checkpoint.config
     name = config.activation if config.model_type == "distilbert" else config.hidden_act
+    if name in _IN_PLACE:
+        return _IN_PLACE[name]
     if name not in ACT2FN:
         raise UnsupportedModel(f"{checkpoint.path}: activation {name!r} is not known")
     return ACT2FN[name]

@@ -18,7 +18,7 @@ from deepseek.engine.batch_scheduler import BatchScheduler
 from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.kv_cache import BlockPool
-from deepseek.engine.speculation import Speculation
+from tests.engine.families import Bold
 from tests.engine.token_memory import (
     VOCAB_SIZE,
     StepFailed,
@@ -68,6 +68,7 @@ class World:
     run_ahead: bool
     speculates: bool
     end: int | None
+    lookahead: int
     short_of_memory: frozenset[int] = frozenset()
     """Calls of the runner that find no room for more than the smallest step."""
     broken: frozenset[int] = frozenset()
@@ -98,6 +99,7 @@ WORLDS = st.builds(
     run_ahead=st.booleans(),
     speculates=st.booleans(),
     end=st.none() | st.integers(0, VOCAB_SIZE - 1),
+    lookahead=st.integers(0, 1),
 )
 
 
@@ -110,6 +112,7 @@ class House:
             BlockPool(world.num_blocks, block_tokens=world.block_tokens),
             max_step_tokens=world.max_step_tokens,
             max_running=world.max_running,
+            lookahead=world.lookahead,
         )
         self.runner = TokenMemory(
             self.scheduler,
@@ -127,7 +130,7 @@ class House:
             vocab_size=VOCAB_SIZE,
             max_model_len=world.num_blocks * world.block_tokens,
             adapters=AdapterSet((), dtype=torch.float32, device="cpu", max_adapters=1, max_rank=1),
-            speculation=Speculation(ngram=1, max_draft=5) if world.speculates else None,
+            speculation=Bold(ngram=1, max_draft=5) if world.speculates else None,
         )
         self.answers: dict[int, list[int]] = {}
         self.reasons: dict[int, str] = {}

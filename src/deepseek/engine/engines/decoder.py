@@ -88,12 +88,11 @@ class DecoderEngine:
 
     def step(self) -> list[Output]:
         """Run one mixed batch, or start it and return what the one before it produced."""
-        outputs: list[Output] = []
-        started_s = time.perf_counter()
         if self._in_flight is not None and self._must_wait():
-            outputs = self._collect()
+            return self._collect()  # given out before a start that fails could lose it
+        started_s = time.perf_counter()
         started = self._start()
-        outputs += self._collect()
+        outputs = self._collect()
         self._in_flight = started
         if started is not None and (self._speculation or not self._runner.is_asynchronous):
             outputs += self._collect()

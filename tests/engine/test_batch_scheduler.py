@@ -210,7 +210,7 @@ def test_every_request_ends_with_its_own_answer_whatever_runs_beside_it(world: W
 
 
 @pytest.mark.timeout(60)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(WORLDS, st.frozensets(st.integers(1, 40), max_size=12))
 def test_a_device_short_of_memory_changes_no_answer(world: World, calls: frozenset[int]) -> None:
     house = House(replace(world, short_of_memory=calls))
@@ -220,7 +220,7 @@ def test_a_device_short_of_memory_changes_no_answer(world: World, calls: frozens
 
 
 @pytest.mark.timeout(60)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(WORLDS, st.frozensets(st.integers(1, 60), min_size=1, max_size=6))
 def test_a_failed_step_loses_what_ran_and_spoils_nothing_else(
     world: World, calls: frozenset[int]

@@ -18,7 +18,7 @@ from deepseek.engine.batch_scheduler import BatchScheduler
 from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.kv_cache import BlockPool
-from deepseek.engine.prompt_lookup import PromptLookup
+from tests.engine.families import Bold
 from tests.engine.token_memory import (
     VOCAB_SIZE,
     StepFailed,
@@ -68,6 +68,7 @@ class World:
     run_ahead: bool
     speculates: bool
     end: int | None
+    lookahead: int
     short_of_memory: frozenset[int] = frozenset()
     """Calls of the runner that find no room for more than the smallest step."""
     broken: frozenset[int] = frozenset()
@@ -98,6 +99,7 @@ WORLDS = st.builds(
     run_ahead=st.booleans(),
     speculates=st.booleans(),
     end=st.none() | st.integers(0, VOCAB_SIZE - 1),
+    lookahead=st.integers(0, 1),
 )
 
 
@@ -110,6 +112,7 @@ class House:
             BlockPool(world.num_blocks, block_tokens=world.block_tokens),
             max_step_tokens=world.max_step_tokens,
             max_running=world.max_running,
+            lookahead=world.lookahead,
         )
         self.runner = TokenMemory(
             self.scheduler,
@@ -127,7 +130,7 @@ class House:
             vocab_size=VOCAB_SIZE,
             max_model_len=world.num_blocks * world.block_tokens,
             adapters=AdapterSet((), dtype=torch.float32, device="cpu", max_adapters=1, max_rank=1),
-            speculation=PromptLookup(ngram=1, max_draft=5) if world.speculates else None,
+            speculation=Bold(ngram=1, max_draft=5) if world.speculates else None,
         )
         self.answers: dict[int, list[int]] = {}
         self.reasons: dict[int, str] = {}
@@ -207,7 +210,7 @@ def test_every_request_ends_with_its_own_answer_whatever_runs_beside_it(world: W
 
 
 @pytest.mark.timeout(60)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(WORLDS, st.frozensets(st.integers(1, 40), max_size=12))
 def test_a_device_short_of_memory_changes_no_answer(world: World, calls: frozenset[int]) -> None:
     house = House(replace(world, short_of_memory=calls))
@@ -217,7 +220,7 @@ def test_a_device_short_of_memory_changes_no_answer(world: World, calls: frozens
 
 
 @pytest.mark.timeout(60)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(WORLDS, st.frozensets(st.integers(1, 60), min_size=1, max_size=6))
 def test_a_failed_step_loses_what_ran_and_spoils_nothing_else(
     world: World, calls: frozenset[int]

@@ -9,14 +9,7 @@ from deepseek.engine.drafts import Lookup
 from deepseek.engine.prompt_lookup import PromptLookup
 from deepseek.engine.sequence import Sequence
 from deepseek.engine.speculation import StepCost
-from tests.engine.families import greedy, make_engine, run_all
-
-
-class Bold(PromptLookup):
-    """Guesses whatever it seems worth, so that no answer hangs on how busy the machine is."""
-
-    def _worthwhile(self, chance: float) -> int:
-        return self._max_draft
+from tests.engine.families import Bold, greedy, make_engine, run_all
 
 
 def make_sequence(prompt: list[int], *, max_tokens: int = 100) -> Sequence:

@@ -156,9 +156,11 @@ def _environment() -> dict[str, str]:
     """Return the worker's environment: ours, its log not buffered, models never fetched.
 
     Compute threads spin briefly at a barrier, then sleep (`GOMP_SPINCOUNT`, unless it or
-    `OMP_WAIT_POLICY` is set already): see docs/decisions/0003.
+    `OMP_WAIT_POLICY` is set already): see docs/decisions/0003. Weights lie in huge pages where the
+    system gives them on request (`GLIBC_TUNABLES`, unless it is set): see docs/decisions/0005.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     return environment

@@ -44,8 +44,8 @@ def run_measures(
 ) -> int:
     """Run the measures, show their rows and return the exit code; a full run writes the file.
 
-    A partial run is written under the name `save_as`, where there is one. `details` may be filled by
-    the measures while they run.
+    A partial run is written under the name `save_as`, where there is one. `details` may be filled
+    by the measures while they run.
     """
     # A run that is told to end leaves no server behind: `with` blocks end on this as on any error.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

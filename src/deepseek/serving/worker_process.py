@@ -110,7 +110,7 @@ async def start_worker(spec: WorkerSpec) -> WorkerProcess:
         try:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *_command(spec.python), stdin=asyncio.subprocess.PIPE, env=_environment()
+                    *_command(spec.python), stdin=asyncio.subprocess.PIPE, env=worker_environment()
                 )
             except OSError as error:
                 raise WorkerDied(f"the worker cannot be started: {error}") from error
@@ -152,7 +152,7 @@ def _command(python: str | None) -> list[str]:
     return [python, "-P", str(_STANDALONE)]
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """Return the worker's environment: ours, its log not buffered, models never fetched.
 
     Compute threads spin briefly at a barrier, then sleep (`GOMP_SPINCOUNT`, unless it or

@@ -29,6 +29,7 @@ from deepseek.core.errors import (
     DeepseekError,
     ModelSourceError,
 )
+from deepseek.core.qos import QoS
 from deepseek.core.load import LoadSnapshot
 from deepseek.core.requests import Task
 from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
@@ -293,7 +294,7 @@ def _worker_spec(
             task=directories[name].task if model.task == "auto" else Task(model.task),
             dtype=model.dtype,
             max_model_len=model.max_model_len,
-            share=model.share,
+            qos=QoS(weight=model.share),
             quantization=model.quantization,
             speculation=model.speculation,
             engine=model.engine,

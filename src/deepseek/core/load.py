@@ -74,7 +74,8 @@ class ModelLoad:
     error_rate: float | None = None
     """Failed steps as a part of the last steps."""
     deadline_slack_s: float | None = None
-    """Least time left until a deadline among the waiting and running; negative: missed."""
+    """Least time left until a deadline among the waiting and running; negative: missed; None:
+    nothing is due."""
 
     @property
     def kv_use(self) -> float | None:

@@ -12,7 +12,6 @@ from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.checkpoint import Checkpoint
 from deepseek.engine.models.packed_bert import MODEL_TYPES
 from deepseek.engine.models.packed_encoder import PackedEncoder
-from deepseek.engine.models.padded_encoder import PaddedEncoder
 from deepseek.engine.ops.base import Ops
 from deepseek.weights.model_directory import ModelDirectory
 
@@ -62,6 +61,9 @@ def load_encoder(
     is_packed = directory.model_type in MODEL_TYPES and not directory.config.get("is_decoder")
     logger.info("%s runs %s", directory.path, "packed" if is_packed else "padded")
     if not is_packed:
+        # Seconds of transformers, which no other model needs.
+        from deepseek.engine.models.padded_encoder import PaddedEncoder  # noqa: PLC0415
+
         return PaddedEncoder(directory, dtype=dtype, device=device, linear_factory=linear_factory)
     checkpoint = Checkpoint(
         directory.path, dtype=dtype, device=device, linear_factory=linear_factory

@@ -14,10 +14,10 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 def activation(name: str, *, path: Path) -> Activation:
     """Return the function; `UnsupportedModel`, which names `path`, for an unknown one."""
-    if name not in _ACTIVATIONS:
-        known = ", ".join(_ACTIVATIONS)
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
         raise UnsupportedModel(f"{path}: activation {name!r} is not known; known: {known}")
-    return _ACTIVATIONS[name]
+    return ACTIVATIONS[name]
 
 
 def _clipped_gelu(states: torch.Tensor) -> torch.Tensor:
@@ -37,7 +37,7 @@ def _unchanged(states: torch.Tensor) -> torch.Tensor:
 
 
 _gelu_tanh: Activation = partial(functional.gelu, approximate="tanh")
-_ACTIVATIONS: dict[str, Activation] = {
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": functional.gelu,
     "gelu_10": _clipped_gelu,
     "gelu_accurate": _gelu_tanh,

@@ -381,7 +381,11 @@ def _rope_values(
     directory: Path, values: Mapping[str, Any], config: RotaryConfig
 ) -> dict[str, Any]:
     """Gather what files spread over the top level, `rope_scaling` and `rope_parameters`."""
-    rope = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
+    key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    given = values.get(key) or {}
+    if not isinstance(given, dict):
+        raise ModelSourceError(f"{directory / 'config.json'}: {key} must be an object")
+    rope = dict(given)
     kind = rope.setdefault("rope_type", rope.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise UnsupportedModel(f"{directory}: rope type {kind!r} is not supported")

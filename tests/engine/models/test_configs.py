@@ -280,6 +280,12 @@ def test_a_rope_that_no_table_holds_is_refused(rope: dict[str, Any], tmp_path: P
     [
         ({"hidden_size": "wide"}, r"Expected `int`, got `str` - at `\$\.hidden_size`"),
         ({"rope_scaling": {"type": "linear"}}, "missing required field `factor`"),
+        ({"num_attention_heads": 0}, r"Expected `int` >= 1 - at `\$\.num_attention_heads`"),
+        (
+            {"rope_scaling": {"type": "yarn"}, "original_max_position_embeddings": "long"},
+            r"at `\$\.original_max_position_embeddings`",
+        ),
+        ({"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 0}}, ">= 1"),
         ({"rope_scaling": 3}, "rope_scaling must be an object"),
         ({"quantization_config": "fp8"}, r"at `\$\.quantization_config`"),
     ],

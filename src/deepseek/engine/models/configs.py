@@ -6,7 +6,7 @@ are checked against the sizes when they are read (`deepseek.engine.models.checkp
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -14,6 +14,8 @@ from msgspec.structs import force_setattr
 from deepseek.core.errors import ModelSourceError, UnsupportedModel
 from deepseek.engine.models.rotary import ROPE_TYPES, AnyRope, Rope
 from deepseek.weights.json_files import read_object
+
+Size = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +26,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     architectures: list[str] | None = None
     model_type: str = ""
-    vocab_size: int
+    vocab_size: Size
     quantization_config: dict[str, Any] | None = None
 
     @property
@@ -38,13 +40,13 @@ class RotaryConfig(ModelConfig, frozen=True, kw_only=True):
 
     default_theta: ClassVar[float] = 10000.0
 
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
+    vocab_size: Size = 32000
+    hidden_size: Size = 4096
+    intermediate_size: Size = 11008
+    num_hidden_layers: Size = 32
+    num_attention_heads: Size = 32
     hidden_act: str = "silu"
-    max_position_embeddings: int = 2048
+    max_position_embeddings: Size = 2048
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     rope: AnyRope = Rope(rope_theta=default_theta)
@@ -73,9 +75,9 @@ class LlamaConfig(RotaryConfig, frozen=True, kw_only=True):
 class MistralConfig(LlamaConfig, frozen=True, kw_only=True):
     """Mistral: a window by default."""
 
-    intermediate_size: int = 14336
+    intermediate_size: Size = 14336
     num_key_value_heads: int | None = 8
-    max_position_embeddings: int = 131072
+    max_position_embeddings: Size = 131072
     sliding_window: int | None = 4096
 
     @property
@@ -98,10 +100,10 @@ class MixtralConfig(MistralConfig, frozen=True, kw_only=True):
 class Qwen2Config(LlamaConfig, frozen=True, kw_only=True):
     """Qwen2: a window only where it is switched on."""
 
-    vocab_size: int = 151936
-    intermediate_size: int = 22016
+    vocab_size: Size = 151936
+    intermediate_size: Size = 22016
     num_key_value_heads: int | None = 32
-    max_position_embeddings: int = 32768
+    max_position_embeddings: Size = 32768
     use_sliding_window: bool = False
     sliding_window: int | None = 4096
 
@@ -121,12 +123,12 @@ class Qwen3MoeConfig(Qwen2Config, frozen=True, kw_only=True):
 
     other_spellings: ClassVar[Mapping[str, str]] = {"num_local_experts": "num_experts"}
 
-    hidden_size: int = 2048
-    intermediate_size: int = 6144
-    num_hidden_layers: int = 24
+    hidden_size: Size = 2048
+    intermediate_size: Size = 6144
+    num_hidden_layers: Size = 24
     num_key_value_heads: int | None = 4
-    decoder_sparse_step: int = 1
-    moe_intermediate_size: int = 768
+    decoder_sparse_step: Size = 1
+    moe_intermediate_size: Size = 768
     num_experts: int = 128
     num_experts_per_tok: int = 8
     norm_topk_prob: bool = False
@@ -142,11 +144,11 @@ class Qwen3MoeConfig(Qwen2Config, frozen=True, kw_only=True):
 class DeepseekConfig(RotaryConfig, frozen=True, kw_only=True):
     """What DeepSeek-V2 and V3 share: latent attention and grouped experts."""
 
-    kv_lora_rank: int = 512
+    kv_lora_rank: Size = 512
     q_lora_rank: int | None = 1536
-    qk_nope_head_dim: int = 128
-    qk_rope_head_dim: int = 64
-    v_head_dim: int = 128
+    qk_nope_head_dim: Size = 128
+    qk_rope_head_dim: Size = 64
+    v_head_dim: Size = 128
     moe_layer_freq: int = 1
     n_group: int | None = None
     topk_group: int | None = None
@@ -158,9 +160,9 @@ class DeepseekV2Config(DeepseekConfig, frozen=True, kw_only=True):
 
     other_spellings: ClassVar[Mapping[str, str]] = {"num_experts": "n_routed_experts"}
 
-    vocab_size: int = 102400
+    vocab_size: Size = 102400
     first_k_dense_replace: int = 0
-    moe_intermediate_size: int = 1407
+    moe_intermediate_size: Size = 1407
     n_routed_experts: int = 64
     n_shared_experts: int = 2
     norm_topk_prob: bool | None = False
@@ -179,14 +181,14 @@ class DeepseekV3Config(DeepseekConfig, frozen=True, kw_only=True):
 
     other_spellings: ClassVar[Mapping[str, str]] = {"num_local_experts": "n_routed_experts"}
 
-    vocab_size: int = 129280
-    hidden_size: int = 7168
-    intermediate_size: int = 18432
-    num_hidden_layers: int = 61
-    num_attention_heads: int = 128
-    max_position_embeddings: int = 4096
+    vocab_size: Size = 129280
+    hidden_size: Size = 7168
+    intermediate_size: Size = 18432
+    num_hidden_layers: Size = 61
+    num_attention_heads: Size = 128
+    max_position_embeddings: Size = 4096
     first_k_dense_replace: int = 3
-    moe_intermediate_size: int = 2048
+    moe_intermediate_size: Size = 2048
     n_group: int | None = 8
     n_routed_experts: int = 256
     n_shared_experts: int = 1
@@ -209,11 +211,11 @@ class GPT2Config(ModelConfig, frozen=True, kw_only=True):
         "num_hidden_layers": "n_layer",
     }
 
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
+    vocab_size: Size = 50257
+    n_positions: Size = 1024
+    n_embd: Size = 768
+    n_layer: Size = 12
+    n_head: Size = 12
     n_inner: int | None = None
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
@@ -223,13 +225,13 @@ class GPT2Config(ModelConfig, frozen=True, kw_only=True):
 class EncoderConfig(ModelConfig, frozen=True, kw_only=True):
     """What BERT's relatives share."""
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    vocab_size: Size = 30522
+    hidden_size: Size = 768
+    num_hidden_layers: Size = 12
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 3072
     hidden_act: str = "gelu"
-    max_position_embeddings: int = 512
+    max_position_embeddings: Size = 512
     position_embedding_type: str | None = None
     pad_token_id: int | None = 0
     id2label: dict[str, Any] | None = None
@@ -256,14 +258,14 @@ class BertConfig(EncoderConfig, frozen=True, kw_only=True):
 class RobertaConfig(BertConfig, frozen=True, kw_only=True):
     """RoBERTa; XLM-RoBERTa and CamemBERT differ in the default vocabulary."""
 
-    vocab_size: int = 50265
+    vocab_size: Size = 50265
     pad_token_id: int | None = 1
 
 
 class XLMRobertaConfig(RobertaConfig, frozen=True, kw_only=True):
     """XLM-RoBERTa and CamemBERT."""
 
-    vocab_size: int = 30522
+    vocab_size: Size = 30522
 
 
 class DistilBertConfig(EncoderConfig, frozen=True, kw_only=True):
@@ -277,7 +279,7 @@ class DistilBertConfig(EncoderConfig, frozen=True, kw_only=True):
         "n_layers": "num_hidden_layers",
     }
 
-    num_hidden_layers: int = 6
+    num_hidden_layers: Size = 6
 
     @property
     def type_vocab_size(self) -> int:
@@ -298,10 +300,10 @@ class DistilBertConfig(EncoderConfig, frozen=True, kw_only=True):
 class ElectraConfig(EncoderConfig, frozen=True, kw_only=True):
     """ELECTRA: embeddings of a width of their own."""
 
-    embedding_size: int = 128
-    hidden_size: int = 256
-    num_attention_heads: int = 4
-    intermediate_size: int = 1024
+    embedding_size: Size = 128
+    hidden_size: Size = 256
+    num_attention_heads: Size = 4
+    intermediate_size: Size = 1024
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
 
@@ -309,13 +311,13 @@ class ElectraConfig(EncoderConfig, frozen=True, kw_only=True):
 class AlbertConfig(ElectraConfig, frozen=True, kw_only=True):
     """ALBERT: layers that share their tensors."""
 
-    vocab_size: int = 30000
-    hidden_size: int = 4096
-    num_attention_heads: int = 64
-    intermediate_size: int = 16384
+    vocab_size: Size = 30000
+    hidden_size: Size = 4096
+    num_attention_heads: Size = 64
+    intermediate_size: Size = 16384
     hidden_act: str = "gelu_new"
-    num_hidden_groups: int = 1
-    inner_group_num: int = 1
+    num_hidden_groups: Size = 1
+    inner_group_num: Size = 1
 
 
 DECODER_CONFIGS: dict[str, type[ModelConfig]] = {
@@ -390,13 +392,11 @@ def _rope_values(
     if kind not in ROPE_TYPES:
         raise UnsupportedModel(f"{directory}: rope type {kind!r} is not supported")
     rope.setdefault("rope_theta", values.get("rope_theta", config.default_theta))
-    rope.setdefault("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
-    if kind != "default" and rope["partial_rotary_factor"] != 1.0:
+    part = rope.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
+    if kind != "default" and part != 1.0:
         raise UnsupportedModel(f"{directory}: rope type {kind!r} on a part of each head")
     trained = values.get("original_max_position_embeddings")
     if trained is not None:
         rope["original_max_position_embeddings"] = trained
     rope.setdefault("original_max_position_embeddings", config.max_position_embeddings)
-    if kind == "yarn" and rope.get("factor") is None:
-        rope["factor"] = config.max_position_embeddings / rope["original_max_position_embeddings"]
-    return rope
+    return {**rope, "max_position_embeddings": config.max_position_embeddings}

@@ -5,15 +5,19 @@ A rope type that is not here has angles that change with the length of each requ
 """
 
 import math
+from typing import Annotated
 
 import msgspec
 import torch
+
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
+_Length = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class Rope(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_type", tag="default"):
     """Angles as they were trained."""
 
-    rope_theta: float
+    rope_theta: _Positive
 
     def frequencies(self, dim: int) -> tuple[torch.Tensor, float]:
         """Return the float32 angles per position of `dim / 2` pairs, and a factor on both axes."""
@@ -24,7 +28,7 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_type", tag
 class LinearRope(Rope, frozen=True, kw_only=True, tag="linear"):
     """All positions moved closer together."""
 
-    factor: float
+    factor: _Positive
 
     def frequencies(self, dim: int) -> tuple[torch.Tensor, float]:
         trained, scale = super().frequencies(dim)
@@ -34,10 +38,10 @@ class LinearRope(Rope, frozen=True, kw_only=True, tag="linear"):
 class Llama3Rope(Rope, frozen=True, kw_only=True, tag="llama3"):
     """Slow pairs stretched, fast ones left alone, a smooth passage between (arXiv:2407.21783)."""
 
-    factor: float
+    factor: _Positive
     low_freq_factor: float
     high_freq_factor: float
-    original_max_position_embeddings: int
+    original_max_position_embeddings: _Length
 
     def frequencies(self, dim: int) -> tuple[torch.Tensor, float]:
         trained, scale = super().frequencies(dim)
@@ -50,8 +54,10 @@ class Llama3Rope(Rope, frozen=True, kw_only=True, tag="llama3"):
 class YarnRope(Rope, frozen=True, kw_only=True, tag="yarn"):
     """YaRN (arXiv:2309.00071): as above along a ramp over pairs, and attention made sharper."""
 
-    factor: float
-    original_max_position_embeddings: int
+    max_position_embeddings: _Length
+    original_max_position_embeddings: _Length
+    factor: _Positive | None = None
+    """None: by what the context has grown."""
     attention_factor: float | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
@@ -69,11 +75,17 @@ class YarnRope(Rope, frozen=True, kw_only=True, tag="yarn"):
         width = last - first or 0.001
         ramp = (torch.arange(dim // 2, dtype=torch.float32) - first) / width
         stretched = ramp.clamp(0, 1)
-        return trained / self.factor * stretched + trained * (1 - stretched), self._axis_factor()
+        return trained / self._growth * stretched + trained * (1 - stretched), self._axis_factor()
 
     def temperature(self, mscale: float) -> float:
         """Return what `mscale` makes of the context's growth; 1 where it does not grow."""
-        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+        return 1.0 if self._growth <= 1 else 0.1 * mscale * math.log(self._growth) + 1.0
+
+    @property
+    def _growth(self) -> float:
+        if self.factor is not None:
+            return self.factor
+        return self.max_position_embeddings / self.original_max_position_embeddings
 
     def _axis_factor(self) -> float:
         if self.attention_factor is not None:

@@ -29,8 +29,8 @@ from deepseek.core.errors import (
     DeepseekError,
     ModelSourceError,
 )
-from deepseek.core.qos import QoS
 from deepseek.core.load import LoadSnapshot
+from deepseek.core.qos import QoS
 from deepseek.core.requests import Task
 from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
 from deepseek.deployment_file import DeploymentFile

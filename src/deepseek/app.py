@@ -30,7 +30,6 @@ from deepseek.core.errors import (
     ModelSourceError,
 )
 from deepseek.core.load import LoadSnapshot
-from deepseek.core.qos import QoS
 from deepseek.core.requests import Task
 from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
 from deepseek.deployment_file import DeploymentFile
@@ -177,7 +176,7 @@ def _check_adapters(
 
 
 def with_absolute_paths(file: DeploymentFile, *, base_dir: Path) -> DeploymentFile:
-    """Return the file with the paths of its adapters as a worker in any directory finds them."""
+    """Return the file with the paths of adapters and records as a worker anywhere finds them."""
 
     def absolute(path: str) -> str:
         return str((base_dir / path).resolve())
@@ -191,7 +190,17 @@ def with_absolute_paths(file: DeploymentFile, *, base_dir: Path) -> DeploymentFi
         )
         for name, settings in file.models.items()
     }
-    return file.model_copy(update={"models": models})
+    pools = {
+        name: settings.model_copy(
+            update={
+                field: absolute(path)
+                for field in ("step_record", "decision_record")
+                if (path := getattr(settings, field)) is not None
+            }
+        )
+        for name, settings in file.pools.items()
+    }
+    return file.model_copy(update={"models": models, "pools": pools})
 
 
 def build_platform(
@@ -294,7 +303,7 @@ def _worker_spec(
             task=directories[name].task if model.task == "auto" else Task(model.task),
             dtype=model.dtype,
             max_model_len=model.max_model_len,
-            qos=QoS(weight=model.share),
+            qos=model.to_qos(),
             quantization=model.quantization,
             speculation=model.speculation,
             engine=model.engine,
@@ -317,6 +326,10 @@ def _worker_spec(
         max_step_tokens=settings.max_step_tokens,
         max_running=settings.max_running,
         step_policy=settings.step_policy,
+        max_step_s=settings.max_step_time,
+        step_record=settings.step_record,
+        decision_record=settings.decision_record,
+        decision_record_bytes=settings.decision_record_bytes,
         snapshot_interval_s=settings.snapshot_interval_s,
         log_level=log_level,
         python=settings.python,

@@ -44,7 +44,7 @@ class QosSettings(Settings):
     reserved_share: PartOfWhole = Field(default=0.0, ge=0, le=1)
     """Part of the device's time that the model gets whenever it has work, as `0.9` or `90%`; the
     others use it while the model has none. Default 0."""
-    policy: str = QoS.policy
+    policy: str = QoS().policy
     """What decides on batches: `slack` (default), `greedy`, `fixed`, `aimd`, `step-up`, or a name
     from the entry-point group `deepseek.batching_policies`."""
     min_batch_size: int = Field(default=1, ge=1, le=1024)

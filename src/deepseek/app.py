@@ -216,6 +216,11 @@ def build_platform(
             _worker_spec(pool, settings, file, directories, log_level=log_level),
             _restart_policy(settings),
             observer=observer,
+            decisions_kept={
+                name: model.decisions_kept
+                for name, model in file.models.items()
+                if model.pool == pool
+            },
         )
         for pool, settings in file.pool_settings().items()
     }

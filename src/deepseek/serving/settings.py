@@ -22,6 +22,10 @@ ModelName = Annotated[
 ]
 
 
+LIVE_SETTINGS = ("share", "qos")
+"""What may change while a model serves (`deepseek apply`); everything else needs a new start."""
+
+
 class DeadlineSettings(Settings):
     """How soon a model's answers are due; requests without a deadline are never late."""
 

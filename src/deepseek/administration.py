@@ -1,6 +1,7 @@
 """What an operator may change of a deployment file while it is served, and the doing of it."""
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from deepseek.serving.kept_decisions import KeptDecision
 from deepseek.serving.platform import Platform
 from deepseek.serving.settings import LIVE_SETTINGS, ModelSettings
 
+logger = logging.getLogger(__name__)
+
 APPLY_TIMEOUT_S = 30.0
 """Workers take new settings between two steps; who has to wait longer is told so."""
 
@@ -29,6 +32,7 @@ class LiveDeployment:
         self._file = file
         self._platform = platform
         self._turn = asyncio.Lock()
+        self._running: set[asyncio.Task[list[SettingChange]]] = set()
 
     async def apply(self, deployment: Any) -> list[SettingChange]:
         """Take another file's live settings; see `deepseek.serving.base.Administration`."""
@@ -37,6 +41,8 @@ class LiveDeployment:
         except DeploymentFileError as error:
             raise InvalidRequest(error.message) from None
         task = asyncio.create_task(self._apply(wanted), name="apply")
+        self._running.add(task)
+        task.add_done_callback(self._ended)
         try:
             async with asyncio.timeout(APPLY_TIMEOUT_S):
                 # A caller that left half-way must not leave some workers changed.
@@ -49,6 +55,11 @@ class LiveDeployment:
     def decisions(self, model: str) -> Sequence[KeptDecision]:
         """Return the last decisions; see `deepseek.serving.base.Administration`."""
         return self._platform.decisions(model)
+
+    def _ended(self, task: "asyncio.Task[list[SettingChange]]") -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("a deployment file was not applied: %s", error)
 
     async def _apply(self, wanted: DeploymentFile) -> list[SettingChange]:
         async with self._turn:
@@ -70,10 +81,12 @@ class LiveDeployment:
 
 def fixed_differences(served: DeploymentFile, wanted: DeploymentFile) -> Iterator[str]:
     """Yield, in words with the remedy, every difference that only a new start can bring about."""
-    for name in wanted.models.keys() - served.models.keys():
-        yield f"models.{name}: is not served; restart `deepseek serve` to add a model"
-    for name in served.models.keys() - wanted.models.keys():
-        yield f"models.{name}: is served and not in the file; restart `deepseek serve` to remove it"
+    for name in wanted.models:
+        if name not in served.models:
+            yield f"models.{name}: is not served; restart `deepseek serve` to add a model"
+    for name in served.models:
+        if name not in wanted.models:
+            yield f"models.{name}: is served, and not in the file; restart `deepseek serve` to remove it"
     pairs: list[tuple[str, Settings, Settings]] = [
         (f"models.{name}", served.models[name], wanted.models[name])
         for name in served.models

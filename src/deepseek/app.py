@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from deepseek.administration import LiveDeployment
 from deepseek.core.errors import (
     AdapterRejected,
     ConfigurationError,
@@ -55,18 +56,29 @@ def run(
     progress: AbstractContextManager[Progress],
     announce: Callable[[str], None],
     log_level: str = "info",
+    written: DeploymentFile | None = None,
 ) -> int:
     """Serve a deployment file until a signal ends it; returns the exit status.
+
+    `written` is the file without what the command line put over it: what `deepseek apply` compares.
 
     The address is taken first and the models are fetched, converted and checked before any worker
     starts, so that a wrong file fails at once. Raises errors of `core.errors`.
     """
     with bind(file.gateway.host, file.gateway.port) as listener:
+        written = written or file
         with progress as stages:
             file, directories = prepare(file, base_dir=base_dir, progress=stages)
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(
-                _serve(file, directories, listener, announce=announce, log_level=log_level)
+                _serve(
+                    file,
+                    directories,
+                    listener,
+                    written=written,
+                    announce=announce,
+                    log_level=log_level,
+                )
             )
 
 
@@ -253,6 +265,7 @@ async def _serve(
     directories: dict[str, ModelDirectory],
     listener: socket.socket,
     *,
+    written: DeploymentFile,
     announce: Callable[[str], None],
     log_level: str,
 ) -> int:
@@ -267,7 +280,12 @@ async def _serve(
             metrics.worker_restarted(pool)
 
     platform = build_platform(file, directories, observer=observe, log_level=log_level)
-    gateway = Gateway(platform, file.gateway, metrics=metrics)
+    gateway = Gateway(
+        platform,
+        file.gateway,
+        metrics=metrics,
+        administration=LiveDeployment(written, platform),
+    )
     host, port = listener.getsockname()[:2]
     serving = asyncio.create_task(gateway.serve(listener, on_drain=platform.begin_drain))
     starting = asyncio.create_task(platform.start())

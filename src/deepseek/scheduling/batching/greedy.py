@@ -42,4 +42,6 @@ class GreedyPolicy:
 
     @property
     def _max_sequences(self) -> int:
-        return min(self._qos.max_batch_size or self._limits.max_sequences, self._limits.max_sequences)
+        return min(
+            self._qos.max_batch_size or self._limits.max_sequences, self._limits.max_sequences
+        )

@@ -86,7 +86,7 @@ def fixed_differences(served: DeploymentFile, wanted: DeploymentFile) -> Iterato
             yield f"models.{name}: is not served; restart `deepseek serve` to add a model"
     for name in served.models:
         if name not in wanted.models:
-            yield f"models.{name}: is served, and not in the file; restart `deepseek serve` to remove it"
+            yield f"models.{name}: is missing here; restart `deepseek serve` to remove a model"
     pairs: list[tuple[str, Settings, Settings]] = [
         (f"models.{name}", served.models[name], wanted.models[name])
         for name in served.models

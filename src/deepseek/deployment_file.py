@@ -85,7 +85,7 @@ def load_deployment_file(path: Path) -> DeploymentFile:
 
 
 def parse_deployment(data: Any) -> DeploymentFile:
-    """Return the validated file that came as data; raises `DeploymentFileError`, a line per fault."""
+    """Return the file that came as data; raises `DeploymentFileError` with one line per fault."""
     try:
         return DeploymentFile.model_validate(data, strict=True)
     except ValidationError as error:

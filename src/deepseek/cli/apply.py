@@ -14,8 +14,8 @@ def register(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "apply",
         help="change shares and QoS of a running server, without a restart",
-        description="Give a running server the shares and QoS of a deployment file. Everything else "
-        "in it must be as it is served; otherwise nothing is changed, and what differs is listed.",
+        description="Give a running server the shares and QoS of a deployment file. Everything "
+        "else in it must be as it is served; if not, what differs is listed and nothing changed.",
     )
     parser.add_argument("-f", "--file", metavar="FILE", required=True, help="deployment file")
     add_url_argument(parser)

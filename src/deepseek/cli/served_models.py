@@ -67,8 +67,8 @@ async def administer(client: HttpClient, method: str, path: str, *, body: Any = 
         error = server_error(response)
         if response.status == 404 and not isinstance(error, ModelNotFound):
             raise ConfigurationError(
-                f"--url: {client.url} has no routes under /admin; where others reach the server they "
-                "are off unless its file says `gateway: {admin: true}`",
+                f"--url: {client.url} has no routes under /admin; where others reach the server "
+                "they are off unless its file says `gateway: {admin: true}`",
                 param="url",
             )
         raise error

@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from deepseek.core.errors import AdapterLoadingOff, DeepseekError, Draining
 from deepseek.core.requests import Task
-from deepseek.gateway.administration import ApplyRoute, DecisionsRoute
 from deepseek.gateway.adapters import DropAdapterRoute, LoadAdapterRoute
+from deepseek.gateway.administration import ApplyRoute, DecisionsRoute
 from deepseek.gateway.chat import ChatRoute
 from deepseek.gateway.completions import CompletionsRoute
 from deepseek.gateway.encoders import ClassifyRoute, EmbeddingsRoute, RerankRoute

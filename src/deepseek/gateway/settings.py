@@ -26,8 +26,8 @@ class GatewaySettings(Settings):
     body_timeout_s: DurationSeconds = Field(default=30.0, gt=0)
     """Seconds a client may take to send its body, then 408; default 30."""
     admin: bool | None = None
-    """Whether the routes under `/admin` are there, which change what is served; they ask for no key.
-    Default: only where `host` is an address of the machine itself that no other reaches."""
+    """Whether the routes under `/admin` are there, which change what is served and ask for no key.
+    Default: only where `host` is a loopback address, which other machines do not reach."""
 
     @property
     def is_administered(self) -> bool:

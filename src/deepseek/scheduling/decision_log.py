@@ -2,8 +2,8 @@
 
 A record holds all that a policy's decisions may depend on: the QoS and limits that it began with,
 the cost of every step (`observe`), every report of signals (`adjust`) with what was decided on it,
-and every change of QoS (`reconfigure`). What a policy does in `ready_at` and `plan` is not recorded,
-so its decisions must not depend on those calls.
+and every change of QoS (`reconfigure`). Calls of `ready_at` and `plan` are not recorded, so
+decisions must not depend on them.
 
 The policies of one worker write to one record. A record is replayed from its first line, so it may
 be cut at the end, never at the beginning.
@@ -211,8 +211,8 @@ def _replay_line(
         return
     if line.model not in policies:
         raise ConfigurationError(
-            f"line {number}: the record does not say how the policy of {line.model!r} began; replay "
-            "a record from its beginning"
+            f"line {number}: the record does not say how the policy of {line.model!r} began; "
+            "replay a record from its beginning"
         )
     policy, model = policies[line.model], result.models[line.model]
     match line:
@@ -246,7 +246,7 @@ def _shape(held: tuple[int, int, int, int]) -> StepShape:
 
 
 def _qos_fields(qos: QoS) -> dict[str, Any]:
-    """Return the settings without the infinite ones: JSON has no infinity, and they are defaults."""
+    """Return the settings without the infinite ones, which JSON does not have: they are defaults."""
     fields: dict[str, Any] = msgspec.to_builtins(qos)
     return {name: value for name, value in fields.items() if value != math.inf}
 

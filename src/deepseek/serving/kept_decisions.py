@@ -1,4 +1,4 @@
-"""The last decisions about each model, for `deepseek why`; they outlive the worker that made them."""
+"""The last decisions about each model, for `deepseek why`; they outlive the worker."""
 
 import time
 from collections import deque

@@ -32,10 +32,11 @@ def qos_faults(models: Mapping[str, Raw], pools: Mapping[str, Raw]) -> list[Foun
             found.append(((name, "qos", _spelling(given, field)), text))
     for pool_name in dict.fromkeys(_pool(models[name]) for name in valid):
         sharing = {name: valid[name] for name in valid if _pool(models[name]) == pool_name}
-        if text := _overbooked({n: _as_policies_see(q, models[n]) for n, q in sharing.items()}):
+        overbooked = _overbooked({n: _as_policies_see(q, models[n]) for n, q in sharing.items()})
+        if overbooked is not None:
             last = [name for name, qos in sharing.items() if qos.reserved_share > 0][-1]
             given = _get(models[last], "qos")
-            found.append(((last, "qos", _spelling(given, "reserved_share")), text))
+            found.append(((last, "qos", _spelling(given, "reserved_share")), overbooked))
     return found
 
 
@@ -86,9 +87,9 @@ def _qos(model: Raw) -> QosSettings | None:
 
 
 def _as_policies_see(qos: QosSettings, model: Raw) -> QoS:
-    share = model.get("share")
-    is_valid = isinstance(share, int | float) and 0 < share <= 1000
-    return ModelSettings(source="-", share=share if is_valid else 1.0, qos=qos).to_qos()
+    given = model.get("share")
+    share = given if isinstance(given, int | float) and 0 < given <= 1000 else 1.0
+    return ModelSettings(source="-", share=share, qos=qos).to_qos()
 
 
 def _pool(model: Raw) -> Any:

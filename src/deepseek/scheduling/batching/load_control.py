@@ -143,7 +143,7 @@ class LoadControl:
             seen.tell(self, "free-admission", "memory has room again", kv_use=kv, memory_use=memory)
 
     def _for_the_clock(self, seen: "_Note") -> None:
-        """Expect slower steps before they have been seen: the estimate follows within some steps."""
+        """Expect slower steps before they have been seen; the estimate follows later."""
         ratio, before = seen.device.clock_ratio, self.derating
         if ratio:
             self._clock = ratio if self._clock is None else self._clock
@@ -200,7 +200,7 @@ class LoadControl:
             )
 
     def _reserve(self, seen: "_Note") -> None:
-        """Keep more time in reserve where deadlines were missed, or the device runs at its limits."""
+        """Keep more in reserve where deadlines were missed, or the device is at its limits."""
         before, device = self.margin, seen.device
         slack_s, wait_s = seen.load.deadline_slack_s, seen.load.wait_p99_s
         power = None
@@ -251,7 +251,7 @@ class LoadControl:
             seen.tell(
                 self,
                 "hold-back" if self.may_hold else "start-at-once",
-                f"work is {'held back while slack allows' if self.may_hold else 'started at once'}: "
+                f"work is {'held back for fuller steps' if self.may_hold else 'started at once'}: "
                 f"{why}",
                 utilization=utilization,
                 oldest_wait_s=load.oldest_wait_s,

@@ -35,7 +35,7 @@ from deepseek.scheduling.batching.step_time import MIN_CHUNK_TOKENS, decoding_an
 _TIMER_S = 0.002
 """A wait may end so much late."""
 _DECODE_PART = 0.75
-"""Part of the promised time between tokens that decoding alone may take; the rest is for prompts."""
+"""Part of the promised time between tokens that decoding may take; the rest is for prompts."""
 _LEAST_SAVING = 0.05
 """Part of a step that is fixed, below which sharing steps saves too little to wait for."""
 

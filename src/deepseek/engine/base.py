@@ -30,10 +30,13 @@ class Engine(Protocol):
     """One model on one device. Called from the step loop's thread only."""
 
     name: str
-    limits: StepLimits
-    """What no step exceeds, as the device allows; smaller after it ran out of memory."""
     last_step: StepReport | None
     """What the last `step` has been; None where it gave nothing to the device."""
+
+    @property
+    def limits(self) -> StepLimits:
+        """What no step exceeds, as the device allows; smaller after it ran out of memory."""
+        ...
 
     def expect(self, qos: QoS) -> None:
         """Give requests added from now on these deadlines."""

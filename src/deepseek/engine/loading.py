@@ -12,6 +12,7 @@ from deepseek.engine.adapters import load_listed
 from deepseek.engine.base import AdapterHost, Engine
 from deepseek.engine.decoder_loading import load_decoder_engine
 from deepseek.engine.device import step_limits
+from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.engines.encoder import EncoderEngine
 from deepseek.engine.linear import linear_factory
 from deepseek.engine.models.encoder import load_encoder
@@ -26,7 +27,7 @@ def load_engine(model: ModelSpec, spec: WorkerSpec, *, device: str) -> tuple[Eng
     started = time.monotonic()
     directory = open_model_directory(Path(model.path))
     dtype = _dtype(model.dtype, directory, device)
-    engine: Engine
+    engine: DecoderEngine | EncoderEngine
     if model.task is Task.GENERATE:
         width = 0
         engine, vocab = load_decoder_engine(model, spec, directory, dtype=dtype, device=device)

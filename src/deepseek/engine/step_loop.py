@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from deepseek.core.errors import ConfigurationError, DeepseekError
@@ -15,6 +16,7 @@ from deepseek.core.wire import (
     Done,
     DropAdapter,
     Encode,
+    Encoded,
     Event,
     Failed,
     Generate,
@@ -25,7 +27,7 @@ from deepseek.core.wire import (
     TokenDelta,
 )
 from deepseek.engine.adapter_commands import AdapterCommands, AdapterRead
-from deepseek.engine.base import Output, Request
+from deepseek.engine.base import Request
 from deepseek.engine.hosted_model import HostedModel, StepResult
 from deepseek.engine.memory import resident_bytes
 from deepseek.engine.step_record import StepRecord
@@ -120,23 +122,25 @@ class StepLoop:
         ended_s = time.monotonic()
         seconds = ended_s - started_s
         self._policy.charge(name, seconds)
+        self._busy.stepped(seconds)
         model.account(result, seconds=seconds, now_s=ended_s)
         if self._record is not None and result.report is not None:
             self._record.add(name, result.report.shape, started_s=started_s, seconds=seconds)
         self._give_out(result)
 
     def _fail(self, model: HostedModel, error: Exception, *, started_s: float) -> None:
-        ended_s = time.monotonic()
-        self._policy.charge(model.name, ended_s - started_s)
+        seconds = time.monotonic() - started_s
+        self._policy.charge(model.name, seconds)
+        self._busy.stepped(seconds)
         message = f"an engine step of model {model.name!r} failed: {type(error).__name__}"
-        for request_id in model.fail(seconds=ended_s - started_s):
+        for request_id in model.fail(seconds=seconds):
             self._owners.pop(request_id, None)
             self._send(Failed(request_id, "engine_fault", message))
 
     def _give_out(self, result: StepResult) -> None:
         """Send a step's tokens in one frame, and everything else by itself."""
         deltas: list[TokenDelta] = []
-        others: list[Output] = []
+        others: list[Encoded | Failed] = []
         for output in result.outputs:
             if not isinstance(output, TokenDelta):
                 self._owners.pop(output.id, None)
@@ -213,7 +217,9 @@ class StepLoop:
     def _reconfigure(self, qos: Mapping[str, QoS]) -> None:
         if unknown := qos.keys() - self._models.keys():
             raise ConfigurationError(f"this worker has no model {', '.join(sorted(unknown))}")
-        self._policy.reconfigure({name: model.qos for name, model in self._models.items()} | qos)
+        self._policy.reconfigure(
+            {name: qos.get(name, model.qos) for name, model in self._models.items()}
+        )
         for name, new in qos.items():
             self._models[name].reconfigure(new)
 
@@ -222,7 +228,7 @@ class StepLoop:
         if now_s < self._next_report_s:
             return
         self._next_report_s = now_s + self._interval_s
-        device = self._sensor.latest(now_s)
+        device = replace(self._sensor.latest(now_s), loop_utilization=self._busy.read(now_s))
         loads = [model.load(now_s) for model in self._models.values()]
         decisions = [
             decision

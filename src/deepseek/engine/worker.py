@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import msgspec
+import torch
 
 from deepseek.core.errors import DeepseekError
 from deepseek.core.wire import (
@@ -105,7 +106,11 @@ def _hosted(model: ModelSpec, engine: Engine) -> HostedModel:
 
 
 def _started_sensor(spec: WorkerSpec, device: str) -> DeviceSampler:
-    sensor = make_sensor(device, cpus=sorted(os.sched_getaffinity(0)))
+    uuid = None
+    if device.startswith("cuda"):
+        # NVML counts in bus order, torch in an order of its own.
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+    sensor = make_sensor(device, cpus=sorted(os.sched_getaffinity(0)), uuid=uuid)
     sampler = DeviceSampler(sensor, interval_s=spec.snapshot_interval_s)
     sampler.start()
     return sampler

@@ -246,7 +246,7 @@ def _shape(held: tuple[int, int, int, int]) -> StepShape:
 
 
 def _qos_fields(qos: QoS) -> dict[str, Any]:
-    """Return the settings without the infinite ones, which JSON does not have: they are defaults."""
+    """Return the settings but the infinite ones: JSON has no infinity, and they are defaults."""
     fields: dict[str, Any] = msgspec.to_builtins(qos)
     return {name: value for name, value in fields.items() if value != math.inf}
 

@@ -1,0 +1,226 @@
+"""The default policy: as much in a step as the least slack allows, and no step before it pays.
+
+The control law has three time scales; this is the fast one, `load_control` has the others.
+
+* A step takes prompts up to the token budget whose predicted time still fits the least time left
+  to any deadline (Sarathi-Serve, arXiv:2403.02310, with the chunk sized by slack as in Niyama,
+  arXiv:2503.22562).
+* Requests are admitted earliest deadline first. One that can no longer meet its deadline goes after
+  all that can, or is refused: serving it first would make the others late too.
+* Where deadlines leave slack and `max_wait_s` allows it, a step is held back until just before it
+  must start: sequences share steps that each would have paid for alone, and the device's time goes
+  to other models.
+
+Without deadlines it is the greedy policy, bounded by what the sharing of the device allows.
+"""
+
+import math
+from collections.abc import Sequence
+from operator import attrgetter
+
+from deepseek.core.decisions import Decision
+from deepseek.core.load import DeviceLoad, ModelLoad
+from deepseek.core.qos import LateRequests, QoS
+from deepseek.scheduling.batching.base import (
+    Demand,
+    QueuedRequest,
+    StepLimits,
+    StepPlan,
+    StepShape,
+)
+from deepseek.scheduling.batching.greedy import GreedyPolicy
+from deepseek.scheduling.batching.load_control import LoadControl, Mode
+from deepseek.scheduling.batching.step_time import MIN_CHUNK_TOKENS, decoding_and_context
+
+_TIMER_S = 0.002
+"""A wait may end so much late."""
+_DECODE_PART = 0.75
+"""Part of the promised time between tokens that decoding may take; the rest is for prompts."""
+_LEAST_SAVING = 0.05
+"""Part of a step that is fixed, below which sharing steps saves too little to wait for."""
+
+_due_s = attrgetter("due_s")
+
+
+class SlackPolicy(GreedyPolicy):
+    """See the module; `deepseek.scheduling.batching.base.BatchingPolicy` has the promises."""
+
+    def __init__(self, model: str, qos: QoS, limits: StepLimits) -> None:
+        """Begin in mode normal, with nothing known of what steps cost."""
+        super().__init__(model, qos, limits)
+        self._control = LoadControl(model, qos, limits)
+        self._held_since_s: float | None = None
+        self._lost: set[int] = set()
+        """Requests that were late when they were admitted: nobody hurries for them."""
+
+    def ready_at(self, demand: Demand) -> float:
+        """Return the latest start that still meets every deadline, where waiting pays."""
+        now_s, qos = demand.now_s, self._qos
+        if self._held_since_s is None:
+            self._held_since_s = now_s
+        if qos.max_wait_s <= 0 or not self._may_hold(demand):
+            return now_s
+        waiting, running = demand.waiting, demand.running
+        latest_s = math.inf
+        if waiting:
+            oldest_s = min(waiting[0].arrived_s, waiting[-1].arrived_s)
+            latest_s = oldest_s + qos.max_wait_s
+            if qos.strict and not running:
+                return now_s if len(waiting) >= qos.min_batch_size else latest_s
+        if running:
+            latest_s = min(latest_s, self._held_since_s + qos.max_wait_s)
+        if now_s >= latest_s:
+            return now_s
+        decoding, context = decoding_and_context(running)
+        prefill = min(
+            self._limits.max_tokens,
+            sum(r.num_pending for r in waiting) + sum(r.num_pending for r in running) - decoding,
+        )
+        step_s = self._predict_safe(prefill=prefill, decoding=decoding, context=context + prefill)
+        least_due_s = min(
+            min((r.due_s for r in running if r.id not in self._lost), default=math.inf),
+            min((r.due_s for r in waiting), default=math.inf),
+        )
+        return max(now_s, min(latest_s, least_due_s - step_s - _TIMER_S))
+
+    def plan(self, demand: Demand, *, max_step_s: float) -> StepPlan:
+        """Order the queue, and size the step by the least slack."""
+        self._held_since_s = None
+        now_s, running = demand.now_s, demand.running
+        if self._lost:
+            self._lost.intersection_update(r.id for r in running)
+        decoding, context = decoding_and_context(running)
+        least_s = math.inf
+        if math.isfinite(self._qos.itl_s) and running:
+            lost = self._lost
+            least_s = (
+                min(
+                    (r.due_s for r in running if r.num_pending == 1 and r.id not in lost),
+                    default=math.inf,
+                )
+                - now_s
+            )
+        floor_s = self._predict(prefill=MIN_CHUNK_TOKENS, decoding=decoding, context=context)
+        limit_s = min(max_step_s, max(least_s / (1 + self._control.margin), floor_s))
+        order, late = self._ordered(demand, decoding=decoding, context=context, limit_s=limit_s)
+        refused: Sequence[QueuedRequest] = ()
+        if late and self._qos.late is LateRequests.REFUSE:
+            refused = late
+        elif late:
+            # Alone in the queue, they fill what is free; nobody in time pays for them.
+            if not order:
+                self._lost.update(r.id for r in late)
+            order = [*order, *late]
+        if order and math.isinf(max_step_s) and not decoding and math.isfinite(order[0].due_s):
+            # Nobody decodes: the first answer due bounds how much is done together with it.
+            first_s = (order[0].due_s - now_s) / (1 + self._control.margin)
+            own_s = self._predict(prefill=order[0].num_pending, decoding=0, context=0)
+            limit_s = min(limit_s, max(first_s, own_s))
+        return StepPlan(
+            max_tokens=self._budget(demand, limit_s=limit_s / self._control.derating),
+            max_sequences=self._max_sequences_beside(context=context, decoding=decoding),
+            order=order if demand.waiting else None,
+            refused=refused,
+        )
+
+    def observe(self, shape: StepShape, *, seconds: float, is_out_of_memory: bool = False) -> None:
+        """Learn what steps cost; halve the batch where memory ran out."""
+        super().observe(shape, seconds=seconds, is_out_of_memory=is_out_of_memory)
+        if is_out_of_memory:
+            self._control.note_out_of_memory()
+
+    def adjust(self, load: ModelLoad, device: DeviceLoad, *, now_s: float) -> list[Decision]:
+        """Leave the medium and slow loops to `LoadControl`."""
+        return self._control.adjust(load, device, now_s=now_s)
+
+    def reconfigure(self, qos: QoS) -> None:
+        """Take new settings; what has been learned of steps and load stays."""
+        super().reconfigure(qos)
+        self._control.qos = qos
+
+    # the queue
+
+    def _ordered(
+        self, demand: Demand, *, decoding: int, context: int, limit_s: float
+    ) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
+        """Return the waiting requests by deadline: those that can meet it, and those that cannot.
+
+        A request is reached when the prompts before it are computed, at the pace of steps as long
+        as this one may be.
+        """
+        waiting = demand.waiting
+        if not waiting:
+            return [], []
+        if math.isinf(self._qos.ttft_s):
+            return list(waiting), []
+        queue = sorted(waiting, key=_due_s)
+        if self._estimator.num_observed == 0:
+            return queue, []
+        room = max(1, self._limits.max_tokens - decoding)
+        chunk = self._estimator.largest_prefill(
+            limit_s, decoding=decoding, context=context, most=room
+        )
+        step_s = self._predict(prefill=chunk, decoding=decoding, context=context + chunk)
+        alone_s = self._predict(prefill=0, decoding=decoding, context=context)
+        per_token_s = step_s / chunk
+        marginal_s = max(0.0, step_s - alone_s) / chunk
+        reserve = 1 + self._control.margin
+        if self._control.mode is Mode.OVERLOAD:
+            reserve *= 1.1
+        in_time: list[QueuedRequest] = []
+        late: list[QueuedRequest] = []
+        ahead = sum(r.num_pending for r in demand.running if r.num_pending > 1)
+        start_s = demand.now_s
+        for request in queue:
+            tokens = ahead + request.num_pending
+            # Whole steps before the last; the last is as long as what it holds.
+            whole, rest = divmod(tokens - 1, chunk)
+            reached_s = whole * step_s + alone_s + (rest + 1) * marginal_s
+            reached_s = min(reached_s, tokens * per_token_s + alone_s)
+            if start_s + reached_s * reserve <= request.due_s:
+                in_time.append(request)
+                ahead = tokens
+            else:
+                late.append(request)
+        return in_time, late
+
+    def _max_sequences_beside(self, *, context: int, decoding: int) -> int:
+        """Return how many may run so that decoding alone leaves time for prompts."""
+        cap = self._control.cap
+        per_sequence_s = self._estimator.per_decoding_s * self._control.derating
+        if math.isinf(self._qos.itl_s) or per_sequence_s <= 0:
+            return cap
+        fixed_s = self._predict(prefill=0, decoding=0, context=context)
+        fitting = (self._qos.itl_s * _DECODE_PART - fixed_s) / per_sequence_s
+        return max(1, min(cap, int(fitting)))
+
+    # holding back
+
+    def _may_hold(self, demand: Demand) -> bool:
+        """Say whether a fuller step later saves enough to wait for it."""
+        qos = self._qos
+        if qos.strict:
+            return True
+        if not self._control.may_hold:
+            return False
+        present = len(demand.waiting) + len(demand.running)
+        if present >= self._control.cap or (1 < qos.min_batch_size <= present):
+            return False
+        if math.isinf(qos.ttft_s) and qos.min_batch_size == 1:
+            return False
+        decoding, context = decoding_and_context(demand.running)
+        prefill = sum(r.num_pending for r in demand.waiting)
+        if prefill >= self._limits.max_tokens:
+            return False
+        step_s = self._predict(prefill=prefill, decoding=decoding, context=context)
+        return self._estimator.fixed_s >= _LEAST_SAVING * step_s
+
+    # predictions
+
+    def _predict(self, *, prefill: int, decoding: int, context: int) -> float:
+        expected_s = self._estimator.predict(prefill=prefill, decoding=decoding, context=context)
+        return expected_s * self._control.derating
+
+    def _predict_safe(self, *, prefill: int, decoding: int, context: int) -> float:
+        safe_s = self._estimator.predict_safe(prefill=prefill, decoding=decoding, context=context)
+        return safe_s * self._control.derating * (1 + self._control.margin)

@@ -1,0 +1,137 @@
+"""What a step of one model takes, learned while it serves.
+
+The time is modelled as `a + b*prefill_tokens + c*decoding + d*context_tokens` and fitted by least
+squares that forget exponentially (recursive, as in Ljung, System Identification, ch. 11): weights,
+batch and attention state each have their cost. Beside it a factor follows the last few steps, so
+that a slow-down (heat, a neighbour) is known within a few steps, long before the fit has turned.
+Clock, throttling and bandwidth act on predictions through these two alone.
+"""
+
+from collections.abc import Iterable
+
+from deepseek.scheduling.batching.base import QueuedRequest, StepShape
+
+_UNITS = (1.0, 64.0, 8.0, 2048.0)
+"""Features are divided by these, so that their coefficients are of one size."""
+_FORGETTING = 0.99
+_START_VARIANCE = 100.0
+_MAX_VARIANCE = 1000.0
+"""A feature that does not vary would otherwise be forgotten without bound."""
+_FACTOR_WEIGHT = 0.12
+"""Of the newest step in the factor: a lasting slow-down is nine tenths known after 18 steps."""
+_FACTOR_RANGE = (0.2, 8.0)
+_QUANTILE = 0.95
+_QUANTILE_GAIN = 0.02
+_LARGEST_SURPRISE = 0.5
+"""A residual counts as at most this part of the prediction: a stall is no news about batches."""
+_NUM_CREDULOUS = 16
+"""Steps, from the first, that are taken as they are."""
+MIN_CHUNK_TOKENS = 16
+"""A prompt goes on by at least this much, whatever bounds a step: else long prompts never end."""
+
+
+class StepTimeEstimator:
+    """Plain floats: it is asked before and told after every step."""
+
+    def __init__(self) -> None:
+        self._weights = [0.0, 0.0, 0.0, 0.0]
+        self._covariance = [
+            [_START_VARIANCE if row == column else 0.0 for column in range(4)] for row in range(4)
+        ]
+        self._factor = 1.0
+        self._quantile = 1.1
+        """Of measured time by predicted time."""
+        self.num_observed = 0
+
+    def predict(self, *, prefill: int, decoding: int, context: int) -> float:
+        """Return the expected seconds of a step; 0 before anything has been observed."""
+        return self._factor * self._fitted(_features(prefill, decoding, context))
+
+    def predict_safe(self, *, prefill: int, decoding: int, context: int) -> float:
+        """Return the seconds that nineteen of twenty such steps stay within."""
+        expected_s = self.predict(prefill=prefill, decoding=decoding, context=context)
+        return expected_s * max(1.0, self._quantile)
+
+    @property
+    def fixed_s(self) -> float:
+        """The part of a step that does not depend on what it holds: what sharing one saves."""
+        return self._factor * max(0.0, self._weights[0])
+
+    @property
+    def per_decoding_s(self) -> float:
+        """What one more decoding sequence adds."""
+        return self._factor * max(0.0, self._weights[2]) / _UNITS[2]
+
+    def largest_prefill(self, limit_s: float, *, decoding: int, context: int, most: int) -> int:
+        """Return how many prompt tokens fit beside the decoding ones within `limit_s`.
+
+        At least a small chunk: see `MIN_CHUNK_TOKENS`.
+        """
+        if self.num_observed == 0 or limit_s == float("inf"):
+            return most
+        per_token_s = self._factor * max(0.0, self._weights[1]) / _UNITS[1]
+        # The tokens of a chunk are context to themselves as well.
+        per_token_s += self._factor * max(0.0, self._weights[3]) / _UNITS[3]
+        left_s = limit_s - self.predict(prefill=0, decoding=decoding, context=context)
+        if left_s <= 0:
+            return min(most, MIN_CHUNK_TOKENS)
+        if per_token_s * most <= left_s:
+            return most
+        return max(min(most, MIN_CHUNK_TOKENS), int(left_s / per_token_s))
+
+    def observe(self, shape: StepShape, seconds: float) -> None:
+        """Learn what a step has taken."""
+        x = _features(shape.num_prefill_tokens, shape.num_decoding, shape.num_context_tokens)
+        fitted_s = self._fitted(x)
+        if self.num_observed >= 2 and fitted_s > 0:
+            ratio = seconds / fitted_s
+            self._note_quantile(ratio / self._factor)
+            low, high = _FACTOR_RANGE
+            self._factor += _FACTOR_WEIGHT * (min(high, max(low, ratio)) - self._factor)
+        self._fit(x, seconds, fitted_s=fitted_s)
+        self.num_observed += 1
+
+    def _note_quantile(self, ratio: float) -> None:
+        """Step the quantile towards where one in twenty lies above it (Robbins and Monro)."""
+        step = _QUANTILE if ratio > self._quantile else _QUANTILE - 1.0
+        self._quantile = min(3.0, max(1.0, self._quantile + _QUANTILE_GAIN * step))
+
+    def _fitted(self, x: tuple[float, ...]) -> float:
+        w = self._weights
+        parts = w[1] * x[1], w[2] * x[2], w[3] * x[3]
+        # More work never takes less time: a coefficient below zero is noise.
+        return max(0.0, w[0]) + sum(part for part in parts if part > 0)
+
+    def _fit(self, x: tuple[float, ...], seconds: float, *, fitted_s: float) -> None:
+        p, w = self._covariance, self._weights
+        px = [sum(p[i][j] * x[j] for j in range(4)) for i in range(4)]
+        gain_below = _FORGETTING + sum(x[i] * px[i] for i in range(4))
+        surprise = seconds - sum(w[i] * x[i] for i in range(4))
+        if self.num_observed >= _NUM_CREDULOUS:
+            bound_s = _LARGEST_SURPRISE * max(fitted_s, 1e-6)
+            surprise = min(bound_s, max(-bound_s, surprise))
+        for i in range(4):
+            w[i] += px[i] / gain_below * surprise
+        for i in range(4):
+            for j in range(4):
+                p[i][j] = (p[i][j] - px[i] * px[j] / gain_below) / _FORGETTING
+        for i in range(4):
+            if p[i][i] > _MAX_VARIANCE:
+                shrink = (_MAX_VARIANCE / p[i][i]) ** 0.5
+                for j in range(4):
+                    p[i][j] *= shrink
+                    p[j][i] *= shrink
+
+
+def decoding_and_context(running: Iterable[QueuedRequest]) -> tuple[int, int]:
+    """Return how many of the running sequences decode, and the context they attend to."""
+    decoding = context = 0
+    for request in running:
+        if request.num_pending == 1:
+            decoding += 1
+            context += request.num_computed
+    return decoding, context
+
+
+def _features(prefill: int, decoding: int, context: int) -> tuple[float, float, float, float]:
+    return 1.0, prefill / _UNITS[1], decoding / _UNITS[2], context / _UNITS[3]

@@ -27,7 +27,7 @@ from deepseek.scheduling.batching.base import (
     StepPlan,
     StepShape,
 )
-from deepseek.scheduling.batching.registry import make_batching_policy
+from deepseek.scheduling.batching.registry import policy_named_by
 
 
 class Began(msgspec.Struct, tag="began", frozen=True, kw_only=True):
@@ -86,10 +86,10 @@ class RecordedPolicy:
     """A policy whose inputs and decisions are written down; itself a `BatchingPolicy`."""
 
     def __init__(
-        self, model: str, qos: QoS, limits: StepLimits, *, write: Callable[[Line], None]
+        self, qos: QoS, model: str, limits: StepLimits, *, write: Callable[[Line], None]
     ) -> None:
         """Make the policy that `qos` names and write to `write`, which must not raise."""
-        self._policy: BatchingPolicy = make_batching_policy(qos.policy, model, qos, limits)
+        self._policy: BatchingPolicy = policy_named_by(qos, model, limits)
         self._model = model
         self._write = write
         write(Began(model=model, qos=_qos_fields(qos), limits=limits))
@@ -206,7 +206,7 @@ def _replay_line(
         return
     if isinstance(line, Began):
         qos = _qos(line.qos)
-        policies[line.model] = make_batching_policy(qos.policy, line.model, qos, line.limits)
+        policies[line.model] = policy_named_by(qos, line.model, line.limits)
         result.models.setdefault(line.model, ReplayedModel()).policies.append(qos.policy)
         return
     if line.model not in policies:

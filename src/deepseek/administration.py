@@ -106,8 +106,8 @@ def fixed_differences(served: DeploymentFile, wanted: DeploymentFile) -> Iterato
             old, new = getattr(before, field), getattr(after, field)
             if old != new:
                 yield (
-                    f"{place}.{field}: cannot change from {old!r} to {new!r} while it serves; "
-                    "restart `deepseek serve` for that"
+                    f"{place}.{field}: cannot change from {_shown(old)} to {_shown(new)} while it "
+                    "serves; restart `deepseek serve` for that"
                 )
 
 
@@ -118,6 +118,13 @@ def _live_changes(
     for setting, value in _flat(after.model_dump(include=set(LIVE_SETTINGS))):
         if old[setting] != value:
             yield SettingChange(model=name, setting=setting, before=old[setting], after=value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a file spells it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "its default" if value is None else str(value)
 
 
 def _flat(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

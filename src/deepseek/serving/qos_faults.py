@@ -55,6 +55,8 @@ def _batch_faults(qos: QosSettings, model: Raw, pool: Raw) -> Iterator[tuple[str
     if qos.strict and qos.max_wait_time == 0:
         yield "strict", "waits for min_batch_size, and max_wait_time is 0; set it (e.g. 200ms)"
     limit = _get(pool, "max_running")
+    if model.get("task") in ("embed", "classify"):
+        return  # it bounds generations
     for field in ("min_batch_size", "max_batch_size"):
         size = getattr(qos, field)
         if isinstance(limit, int) and size is not None and size > limit:

@@ -12,7 +12,7 @@ from deepseek.core.errors import AdapterNotFound, AdapterRejected
 from deepseek.core.load import ModelLoad
 from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.core.wire import (
-    AdapterDone,
+    Done,
     DropAdapter,
     Event,
     Failed,
@@ -144,10 +144,10 @@ def one_token(request_id: int, model: str) -> Generate:
 def test_an_adapter_is_put_in_place_by_the_loops_own_thread() -> None:
     with running_loop() as running:
         running.load(1, "a")
-        assert running.next_event() == AdapterDone(1)
+        assert running.next_event() == Done(1)
         assert running.adapted.loaded == {"a": running.thread.ident}
         running.drop(2, "a")
-        assert running.next_event() == AdapterDone(2)
+        assert running.next_event() == Done(2)
         running.drop(3, "a")
         assert running.next_event() == Failed(3, "adapter_not_found", "adapter 'a' is not loaded")
 
@@ -160,7 +160,7 @@ def test_streams_go_on_while_an_adapter_is_read() -> None:
             assert running.next_event() == StepOutput([TokenDelta(request_id, [7], "length")])
         assert running.adapted.loaded == {}
         running.adapted.may_read.set()
-        assert running.next_event() == AdapterDone(1)
+        assert running.next_event() == Done(1)
 
 
 @pytest.mark.parametrize(

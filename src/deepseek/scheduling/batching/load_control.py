@@ -62,6 +62,8 @@ class LoadControl:
         self.may_hold = True
         """Whether work may be held back to batch better."""
         self.mode = Mode.NORMAL
+        self.place_s = 0.0
+        """Device time in which a running request ends and makes place for another."""
         self._clock: float | None = None
         self._last_waiting = 0
         self._failed_reports = 0
@@ -86,6 +88,8 @@ class LoadControl:
     def adjust(self, load: ModelLoad, device: DeviceLoad, *, now_s: float) -> list[Decision]:
         """Take a report; return what it changed."""
         self._found = []
+        if load.service_rate:
+            self.place_s = 1 / load.service_rate
         before = _Note(load, device, now_s)
         self._after_faults(before)
         self._under_pressure(before)

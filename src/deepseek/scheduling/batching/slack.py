@@ -36,7 +36,7 @@ _TIMER_S = 0.002
 """A wait may end so much late."""
 _DECODE_PART = 0.75
 """Part of the promised time between tokens that decoding may take; the rest is for prompts."""
-_HELD_PART = 0.6
+_HELD_PART = 0.15
 """Part of the batch cap from which on no step is held back."""
 _LOST_PART = 1 / 16
 """Part of the batch cap that requests which are late already may take."""

@@ -269,7 +269,7 @@ def _tiles(
     shape = head_blocks(key_dim, value_dim)
     width = max(shape["MAIN"], shape["BLOCK_V"])
     if dtype.itemsize > 2:  # no tensor cores: small tiles, or all is spilled
-        block_m, block_n, stages = 16, 16 if width > 128 else 32, 1
+        block_m, block_n, stages = max(16, min(64, 4096 // width)), 16 if width > 128 else 32, 1
     elif width <= 128:
         block_m, block_n, stages = 128, 64, 5 if has_large_tiles else 2
     elif width <= 256:

@@ -20,7 +20,11 @@ def main() -> int:
     arguments = parser(MEASURES, description=main.__doc__).parse_args()
     measures = {name: MEASURES[name] for name in arguments.only or MEASURES}
     return run_measures(
-        NAME, measures, quick=arguments.quick, is_full=measures.keys() == MEASURES.keys()
+        NAME,
+        measures,
+        quick=arguments.quick,
+        is_full=measures.keys() == MEASURES.keys(),
+        save_as=arguments.save_as,
     )
 
 

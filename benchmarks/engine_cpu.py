@@ -34,6 +34,7 @@ def main() -> int:
         chosen,
         quick=arguments.quick,
         is_full=arguments.only is None and arguments.server is None,
+        save_as=arguments.save_as,
         details=details,
     )
 

@@ -27,6 +27,9 @@ def parser(measures: Mapping[str, Measure], *, description: str | None) -> argpa
     result.add_argument(
         "--quick", action="store_true", help="a short form that shows whether the measures work"
     )
+    result.add_argument(
+        "--save-as", metavar="NAME", help="write a partial run's rows too, to results/NAME.json"
+    )
     return result
 
 
@@ -36,11 +39,13 @@ def run_measures(
     *,
     quick: bool,
     is_full: bool,
+    save_as: str | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> int:
     """Run the measures, show their rows and return the exit code; a full run writes the file.
 
-    `details` may be filled by the measures while they run.
+    A partial run is written under the name `save_as`, where there is one. `details` may be filled
+    by the measures while they run.
     """
     # A run that is told to end leaves no server behind: `with` blocks end on this as on any error.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -56,6 +61,8 @@ def run_measures(
             bar.done()
     if is_full and not quick:
         return finish(name, rows, details=details)
+    if save_as is not None:
+        return finish(save_as, rows, details=details)
     print_rows(name, rows)
     return 1 if any(row.holds is False for row in rows) else 0
 

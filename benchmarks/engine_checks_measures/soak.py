@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from frame import Row, bound, fact
 from serving_measures.platform import MeasurementFailed, Run
 
-from deepseek.core.requests import GenerateRequest, LoadSnapshot, SamplingParams
+from deepseek.core.load import LoadSnapshot
+from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.engine.settings import PoolSettings
 from deepseek.serving.replica import Replica
 from deepseek.serving.settings import ModelSettings

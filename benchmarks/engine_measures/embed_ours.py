@@ -19,7 +19,8 @@ import numpy as np
 from deepseek.core.requests import EncodeRequest, Task
 from deepseek.core.wire import Encoded, ModelSpec, WorkerSpec
 from deepseek.engine.base import Engine
-from deepseek.engine.loading import load_engine, prepare_device
+from deepseek.engine.device import prepare_device
+from deepseek.engine.loading import load_engine
 from deepseek.serving.text_codec import TextCodec
 
 _NAME = "encoder"

@@ -20,6 +20,7 @@ from frame import ENVIRONMENTS, Row, bound, comparison, fact, peer_environment
 from serving_measures.platform import EMBED_MODEL, MeasurementFailed, Run, source_path
 
 from deepseek.serving.text_codec import TextCodec
+from deepseek.serving.worker_process import worker_environment
 from deepseek.weights.acquisition import acquire
 from deepseek.weights.cache import ModelCache
 from deepseek.weights.catalogue import CATALOGUE
@@ -89,7 +90,7 @@ class _Bench:
         path = os.pathsep.join([str(_HERE.parent), source_path()["PYTHONPATH"]])
         return self._measure(
             [*command, "--model", str(self._model), "--dtype", dtype],
-            environment={"PYTHONPATH": path},
+            environment={**worker_environment(), "PYTHONPATH": path},  # as a worker runs
         )
 
     def sentence_transformers(self, dtype: str) -> _Result:

@@ -29,7 +29,8 @@ from deepseek.core.errors import (
     DeepseekError,
     ModelSourceError,
 )
-from deepseek.core.requests import LoadSnapshot, Task
+from deepseek.core.load import LoadSnapshot
+from deepseek.core.requests import Task
 from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
 from deepseek.deployment_file import DeploymentFile
 from deepseek.engine.settings import PoolSettings

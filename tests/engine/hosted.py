@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deepseek.core.requests import ModelLoad
+from deepseek.core.load import ModelLoad
 from deepseek.core.wire import ModelInfo, WorkerSpec
 from deepseek.engine.base import Output, Request
 from deepseek.weights.child_process import environment_of_own_modules

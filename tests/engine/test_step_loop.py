@@ -9,7 +9,8 @@ from queue import SimpleQueue
 import pytest
 
 from deepseek.core.errors import AdapterNotFound, AdapterRejected
-from deepseek.core.requests import GenerateRequest, ModelLoad, SamplingParams
+from deepseek.core.load import ModelLoad
+from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.core.wire import (
     AdapterDone,
     DropAdapter,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from deepseek.core.requests import LoadSnapshot, ModelLoad
+from deepseek.core.load import LoadSnapshot, ModelLoad
 from deepseek.telemetry.metrics import CONTENT_TYPE, Metrics
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"

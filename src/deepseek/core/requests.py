@@ -88,30 +88,3 @@ class TokenLogprobs:
     chosen: float
     top: list[tuple[int, float]]
     """(token id, log-probability), most probable first."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelLoad:
-    """One model's part of a `LoadSnapshot`."""
-
-    model: str
-    num_waiting: int
-    num_running: int
-    kv_tokens_used: int
-    kv_tokens_cached: int
-    """Tokens kept for prefix reuse only; they give way to running requests."""
-    kv_tokens_capacity: int
-    num_preemptions: int = 0
-    prefix_hit_tokens: int = 0
-    busy_s: float = 0.0
-    """Device time this model has used since the worker started (the step loop's account)."""
-    num_steps: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadSnapshot:
-    """What a worker is doing, taken between two steps."""
-
-    uptime_s: float
-    rss_bytes: int
-    models: list[ModelLoad]

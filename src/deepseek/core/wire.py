@@ -9,13 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from deepseek.core.requests import (
-    EncodeRequest,
-    GenerateRequest,
-    LoadSnapshot,
-    Task,
-    TokenLogprobs,
-)
+from deepseek.core.load import LoadSnapshot
+from deepseek.core.requests import EncodeRequest, GenerateRequest, Task, TokenLogprobs
 
 FRAME_HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30

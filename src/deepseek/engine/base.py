@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from deepseek.core.requests import EncodeRequest, GenerateRequest, ModelLoad
+from deepseek.core.load import ModelLoad
+from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import Encoded, Failed, TokenDelta
 
 Request = GenerateRequest | EncodeRequest

@@ -66,7 +66,7 @@ def _load_encoder(
         model.name,
         encoder,
         max_len=max_len,
-        max_step_tokens=step_limits(spec, device).max_step_tokens,
+        max_step_tokens=step_limits(spec, device).max_encode_tokens,
     )
     return engine, encoder.width, encoder.vocab_size
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from deepseek.core.errors import AdapterRejected, DeepseekError, EngineFault, ModelUnavailable
-from deepseek.core.requests import LoadSnapshot
+from deepseek.core.load import LoadSnapshot
 from deepseek.core.wire import (
     Abort,
     AdapterDone,

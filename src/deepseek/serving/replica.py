@@ -21,7 +21,8 @@ from deepseek.core.errors import (
     WorkerCrashed,
     error_from_wire,
 )
-from deepseek.core.requests import EncodeRequest, GenerateRequest, LoadSnapshot
+from deepseek.core.load import LoadSnapshot
+from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import (
     Abort,
     AdapterDone,

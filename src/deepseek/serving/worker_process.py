@@ -110,7 +110,7 @@ async def start_worker(spec: WorkerSpec) -> WorkerProcess:
         try:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *_command(spec.python), stdin=asyncio.subprocess.PIPE, env=_environment()
+                    *_command(spec.python), stdin=asyncio.subprocess.PIPE, env=worker_environment()
                 )
             except OSError as error:
                 raise WorkerDied(f"the worker cannot be started: {error}") from error
@@ -152,13 +152,15 @@ def _command(python: str | None) -> list[str]:
     return [python, "-P", str(_STANDALONE)]
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """Return the worker's environment: ours, its log not buffered, models never fetched.
 
     Compute threads spin briefly at a barrier, then sleep (`GOMP_SPINCOUNT`, unless it or
-    `OMP_WAIT_POLICY` is set already): see docs/decisions/0003.
+    `OMP_WAIT_POLICY` is set already): see docs/decisions/0003. Weights lie in huge pages where the
+    system gives them on request (`GLIBC_TUNABLES`, unless it is set): see docs/decisions/0005.
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     return environment

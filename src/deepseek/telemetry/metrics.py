@@ -17,7 +17,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import Metric
 
-from deepseek.core.requests import LoadSnapshot
+from deepseek.core.load import LoadSnapshot
 from deepseek.telemetry.workers import WorkerCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

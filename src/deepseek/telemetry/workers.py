@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from deepseek.core.requests import LoadSnapshot, ModelLoad
+from deepseek.core.load import LoadSnapshot, ModelLoad
 
 _POOL_GAUGES = {
     "uptime_s": ("deepseek_worker_uptime_seconds", "Seconds since the worker loaded its models."),

@@ -61,7 +61,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(_BUILD_TIMEOUT_S))
 
 
-@pytest.fixture(scope="session", params=IMPLEMENTATIONS)
+_PARAMS = [
+    pytest.param(name, marks=pytest.mark.gpu) if name == "triton" else name
+    for name in IMPLEMENTATIONS
+]
+
+
+@pytest.fixture(scope="session", params=_PARAMS)
 def implementation(request: pytest.FixtureRequest) -> Implementation:
     return IMPLEMENTATIONS[request.param]()
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from deepseek.core.errors import InvalidRequest
-from deepseek.core.requests import EncodeRequest, FinishReason, ModelLoad
+from deepseek.core.load import ModelLoad
+from deepseek.core.requests import EncodeRequest, FinishReason
 from deepseek.core.wire import Failed, TokenDelta
 from deepseek.engine.adapters import AdapterSet
 from deepseek.engine.base import Output, Request

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deepseek.core.errors import ContextLengthExceeded, InvalidRequest
-from deepseek.core.requests import EncodeRequest, GenerateRequest, ModelLoad
+from deepseek.core.load import ModelLoad
+from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import Encoded
 from deepseek.engine.base import Output, Request
 from deepseek.engine.models.encoder import Encoder

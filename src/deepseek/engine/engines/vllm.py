@@ -34,11 +34,11 @@ from deepseek.core.errors import (
     UnsupportedModel,
     UnsupportedParameter,
 )
+from deepseek.core.load import ModelLoad
 from deepseek.core.requests import (
     EncodeRequest,
     FinishReason,
     GenerateRequest,
-    ModelLoad,
     SamplingParams,
     TokenLogprobs,
 )

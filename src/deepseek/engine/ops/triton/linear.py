@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
-from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
+from deepseek.engine.ops.triton.launching import Launch, ceil_div, power_of_two, wait_for_inputs
 
 MAX_ROWS = 16
 """Rows up to which the kernel is used; see benchmarks/gpu_kernels.py."""
@@ -113,7 +113,7 @@ class SmallLinear:
     def __init__(self, device: torch.device, *, max_width_out: int = 1 << 20) -> None:
         """Allocate the counters here, outside any graph, since they outlive a step."""
         self._launch = Launch(device)
-        num_tiles = triton.cdiv(max_width_out, _BLOCK_N)
+        num_tiles = ceil_div(max_width_out, _BLOCK_N)
         self._arrivals = torch.zeros(num_tiles, dtype=torch.int32, device=device)
 
     def takes(self, inputs: torch.Tensor) -> bool:
@@ -128,12 +128,14 @@ class SmallLinear:
         num_rows, width_in = inputs.shape
         width_out = weight.shape[0]
         out = torch.empty((num_rows, width_out), dtype=inputs.dtype, device=inputs.device)
-        num_tiles = triton.cdiv(width_out, _BLOCK_N)
-        tiles_each, splits = self._split(num_tiles, triton.cdiv(width_in, _BLOCK_K))
+        num_tiles = ceil_div(width_out, _BLOCK_N)
+        tiles_each, splits = self._split(num_tiles, ceil_div(width_in, _BLOCK_K))
         even = width_in % _BLOCK_K == 0
         parts = splits * num_rows * width_out if splits > 1 else 0
         partial = torch.empty(parts, device=inputs.device)
-        _linear_kernel[(num_tiles, splits)](
+        self._launch(
+            _linear_kernel,
+            (num_tiles, splits, 1),
             inputs,
             weight,
             bias,
@@ -148,21 +150,20 @@ class SmallLinear:
             IS_SPLIT=splits > 1,
             HAS_BIAS=bias is not None,
             EVEN=even,
-            BLOCK_M=max(triton.next_power_of_2(num_rows), _MIN_ROWS),
+            BLOCK_M=max(power_of_two(num_rows), _MIN_ROWS),
             BLOCK_N=_BLOCK_N,
             BLOCK_K=_BLOCK_K,
             STAGES=_STAGES,
             num_warps=4,
-            **self._launch.options,
         )
         return out
 
     def _split(self, num_tiles: int, num_steps: int) -> tuple[int, int]:
         """Return the steps of the sum each program makes, and how many programs share a tile."""
-        wanted = triton.cdiv(self._launch.num_processors * _PROGRAMS_PER_PROCESSOR, num_tiles)
+        wanted = ceil_div(self._launch.num_processors * _PROGRAMS_PER_PROCESSOR, num_tiles)
         splits = max(1, min(wanted, _MAX_SPLITS, num_steps // _MIN_TILES))
-        tiles_each = triton.cdiv(num_steps, splits)
-        return tiles_each, triton.cdiv(num_steps, tiles_each)
+        tiles_each = ceil_div(num_steps, splits)
+        return tiles_each, ceil_div(num_steps, tiles_each)
 
 
 class GpuLinear(torch.nn.Module):

@@ -9,18 +9,20 @@ touches. Then a kernel that has passed its wait knows that all earlier ones have
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # Triton types a kernel's arguments where it is launched.
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 _HOPPER = 9
 _LARGE_TILES_BYTES = 160_000
 """Shared memory of a program that our deepest pipelines need."""
 
 Grid = tuple[int, int, int]
+Argument: TypeAlias = torch.Tensor | TensorDescriptor | float | None
 
 
 @triton.jit
@@ -62,9 +64,7 @@ class Launch:
         self._is_interpreted = device.type == "cpu"
         self._compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
-    def __call__(
-        self, kernel: Any, grid: Grid, *args: torch.Tensor | float | None, **constants: Any
-    ) -> None:
+    def __call__(self, kernel: Any, grid: Grid, *args: Argument, **constants: Any) -> None:
         """Launch `kernel` with its run-time arguments in order, then its constants and options.
 
         OVERLAP, which every kernel has, is added here.
@@ -85,10 +85,12 @@ class Launch:
         self._compiled[key] = compiled, values
 
 
-def _kind(arg: torch.Tensor | float | None) -> object:
+def _kind(arg: Argument) -> object:
     """Return what Triton may compile a kernel for: the type, alignment, divisibility, and 1."""
     if isinstance(arg, torch.Tensor):
         return arg.dtype, arg.data_ptr() & 15 == 0
+    if isinstance(arg, TensorDescriptor):
+        return TensorDescriptor, arg.base.dtype, *arg.block_shape
     if isinstance(arg, int):
         return arg == 1, arg & 15 == 0, arg >> 31
     return type(arg)

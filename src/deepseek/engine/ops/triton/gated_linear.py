@@ -19,8 +19,8 @@ MIN_ROWS = 4096
 _BLOCK_M = 128
 _BLOCK_N = 128
 _BLOCK_K = 64
-_STAGES = 4
-_GROUP = 8
+_STAGES = 3
+_GROUP = 16
 """Tiles of rows that are made side by side, so that the weights they share are read once."""
 _ALIGNMENT_BYTES = 16
 """The copy engine reads rows that begin at multiples of this."""

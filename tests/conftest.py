@@ -111,6 +111,11 @@ def tiny_classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _tiny("bert", tmp_path_factory, labels=("cold", "mild", "hot"))
 
 
+@pytest.fixture(scope="session")
+def tiny_mpnet_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _tiny("mpnet", tmp_path_factory)
+
+
 def _tiny(family: str, factory: pytest.TempPathFactory, **options: Any) -> Path:
     # Imported on use: tests that need no model do not wait for torch and transformers.
     write = getattr(importlib.import_module("tests.tiny_models"), f"write_{family}")

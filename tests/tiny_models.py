@@ -35,6 +35,8 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    MPNetConfig,
+    MPNetModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -231,6 +233,23 @@ def write_bert(path: Path, *, labels: tuple[str, ...] = ()) -> Path:
     model: Any = BertForSequenceClassification(config) if labels else BertModel(config)
     _random_vectors(model)
     model.save_pretrained(path)
+    _word_piece_tokenizer().save_pretrained(path)
+    return path
+
+
+def write_mpnet(path: Path) -> Path:
+    """An embedder that runs in transformers' own code: its attention looks at distances."""
+    torch.manual_seed(0)
+    config = MPNetConfig(
+        vocab_size=_VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+    )
+    MPNetModel(config).save_pretrained(path)
     _word_piece_tokenizer().save_pretrained(path)
     return path
 

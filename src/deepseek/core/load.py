@@ -12,14 +12,16 @@ class DeviceLoad:
     """One device, as its sensors tell."""
 
     utilization: float | None = None
-    """Part of the last interval in which the device was busy, from 0 to 1."""
+    """Part of the last interval in which the device was busy, whoever used it, from 0 to 1."""
+    loop_utilization: float | None = None
+    """Part of the last interval in which the worker ran steps: its own account, from 0 to 1."""
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
     memory_bandwidth_utilization: float | None = None
     """Part of the last interval in which device memory was being read or written, from 0 to 1."""
     temperature_c: float | None = None
     is_throttled: bool | None = None
-    """True while the device runs slower than it was asked to, for heat or power."""
+    """True while the device runs slower than it was asked to, for heat, power or a CPU quota."""
     power_w: float | None = None
     power_limit_w: float | None = None
     clock_mhz: float | None = None
@@ -62,9 +64,9 @@ class ModelLoad:
     wait_p99_s: float | None = None
     """99th percentile of the time between arrival and first step, over the last requests."""
     arrival_rate: float | None = None
-    """Requests per second, exponentially averaged."""
+    """Requests per second, exponentially averaged; 0 a while after the last one."""
     service_rate: float | None = None
-    """Requests finished per second of this model's device time, exponentially averaged."""
+    """Requests finished per second of this model's device time, exponentially averaged over that."""
     batch_occupancy: float | None = None
     """Sequences in a step as a part of the batch cap, averaged over the last steps."""
     step_time_s: float | None = None

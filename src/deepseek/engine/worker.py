@@ -14,7 +14,6 @@ import threading
 from queue import SimpleQueue
 
 import msgspec
-from transformers.utils.logging import disable_progress_bar
 
 from deepseek.core.errors import DeepseekError
 from deepseek.core.wire import (
@@ -37,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 def main() -> int:
     """Run the worker; returns the process's exit status."""
-    disable_progress_bar()  # the log is read by people and machines
     # Ctrl-C goes to the whole process group; the platform decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)

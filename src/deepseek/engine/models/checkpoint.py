@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
 
-from deepseek.core.errors import CorruptWeights, ModelSourceError
+from deepseek.core.errors import CorruptWeights
 from deepseek.engine.linear import LinearFactory, make_linear
+from deepseek.engine.models.configs import read_config
 from deepseek.engine.models.projection import Projection
 
 
@@ -31,11 +31,9 @@ class Checkpoint:
         self.path = path
         self.dtype = dtype
         self.device = device
-        try:
-            self.config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ModelSourceError(f"{path}: config.json cannot be used: {error}") from error
-        self.architecture: str = (self.config.architectures or ["?"])[0]
+        self.config: Any = read_config(path)
+        """Of the family's own class in `deepseek.engine.models.configs`."""
+        self.architecture: str = self.config.architecture
         self._files = {}
         for file in self._weight_files():
             try:

@@ -1,20 +1,24 @@
 """What the encoder engine asks of a model, and which of the two implementations runs it."""
 
 import logging
+import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from deepseek.core.errors import ConfigurationError
 from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.checkpoint import Checkpoint
 from deepseek.engine.models.packed_bert import MODEL_TYPES
 from deepseek.engine.models.packed_encoder import PackedEncoder
-from deepseek.engine.models.padded_encoder import PaddedEncoder
 from deepseek.engine.ops.base import Ops
 from deepseek.weights.model_directory import ModelDirectory
+
+if TYPE_CHECKING:
+    from deepseek.engine.models.padded_encoder import PaddedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +66,21 @@ def load_encoder(
     is_packed = directory.model_type in MODEL_TYPES and not directory.config.get("is_decoder")
     logger.info("%s runs %s", directory.path, "packed" if is_packed else "padded")
     if not is_packed:
-        return PaddedEncoder(directory, dtype=dtype, device=device, linear_factory=linear_factory)
+        cls = _padded_encoder(directory)
+        return cls(directory, dtype=dtype, device=device, linear_factory=linear_factory)
     checkpoint = Checkpoint(
         directory.path, dtype=dtype, device=device, linear_factory=linear_factory
     )
     return PackedEncoder(directory, checkpoint, ops)
+
+
+def _padded_encoder(directory: ModelDirectory) -> "type[PaddedEncoder]":
+    try:
+        # Seconds of transformers, which no other model needs.
+        from deepseek.engine.models.padded_encoder import PaddedEncoder  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{directory.path}: a model of type {directory.model_type!r} runs in transformers' "
+            f"code, which {sys.executable} cannot import ({error}); install transformers there"
+        ) from error
+    return PaddedEncoder

@@ -30,7 +30,7 @@ class BlockFp8Checkpoint(Checkpoint):
     def __init__(self, *args: Any, **options: Any) -> None:
         """Open the files; raises `UnsupportedModel` for any other kind of quantisation."""
         super().__init__(*args, **options)
-        quantization: dict[str, Any] | None = getattr(self.config, "quantization_config", None)
+        quantization: dict[str, Any] | None = self.config.quantization_config
         self._block = None if quantization is None else self._block_shape(quantization)
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import embedding, layer_norm
-from transformers.activations import ACT2FN
 
 from deepseek.engine.batch import KVShape, LayerKV, StepBatch
+from deepseek.engine.models.activations import activation
 from deepseek.engine.models.checkpoint import Checkpoint
 from deepseek.engine.ops.base import Ops
 
@@ -74,7 +74,7 @@ class _Layer:
         self._down = checkpoint.linear(
             f"{prefix}.mlp.c_proj", in_features=inner, out_features=(width,), transposed=True
         )
-        self._act = ACT2FN[config.activation_function]
+        self._act = activation(config.activation_function, path=checkpoint.path)
 
     def forward(self, states: torch.Tensor, batch: StepBatch, kv: LayerKV) -> torch.Tensor:
         adapters = batch.adapters

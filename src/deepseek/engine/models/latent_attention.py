@@ -6,14 +6,12 @@ latents instead (they are "absorbed"), so that attention is multi-query attentio
 `kv_lora_rank + qk_rope_head_dim` elements whose first `kv_lora_rank` are the values.
 """
 
-import math
-
 import torch
 
 from deepseek.core.errors import UnsupportedModel
 from deepseek.engine.batch import LayerKV, StepBatch
 from deepseek.engine.models.checkpoint import Checkpoint
-from deepseek.engine.models.rotary import rotary_table
+from deepseek.engine.models.rotary import YarnRope, rotary_table
 from deepseek.engine.ops.base import Ops
 
 _NORM_EPS = 1e-6
@@ -31,7 +29,7 @@ class LatentAttention:
         self._nope: int = config.qk_nope_head_dim
         self._rope: int = config.qk_rope_head_dim
         self._rank: int = config.kv_lora_rank
-        self._interleaved: bool = getattr(config, "rope_interleave", True)
+        self._interleaved: bool = config.rope_interleave
         self._scale = _scale(checkpoint)
         hidden, query_rank = config.hidden_size, config.q_lora_rank
         query_width = self._num_heads * (self._nope + self._rope)
@@ -112,7 +110,10 @@ def rotary_turns(checkpoint: Checkpoint) -> torch.Tensor:
     """Return complex64 (positions, 1, rope / 2): what multiplies each pair of a rotated head."""
     config = checkpoint.config
     table = rotary_table(
-        checkpoint, dim=config.qk_rope_head_dim, max_positions=config.max_position_embeddings
+        config.rope,
+        dim=config.qk_rope_head_dim,
+        max_positions=config.max_position_embeddings,
+        device=checkpoint.device,
     )
     cos, sin = table.chunk(2, dim=-1)
     return torch.complex(cos, sin)[:, None]
@@ -122,8 +123,6 @@ def _scale(checkpoint: Checkpoint) -> float:
     """Return the factor on attention scores; YaRN's temperature is squared into it."""
     config = checkpoint.config
     scale: float = (config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5
-    rope = config.rope_parameters or {}
-    factor, temperature = rope.get("factor", 1.0), rope.get("mscale_all_dim") or 0.0
-    if rope.get("rope_type", "default") == "default" or factor <= 1:
+    if not isinstance(config.rope, YarnRope):
         return scale
-    return scale * (0.1 * temperature * math.log(factor) + 1.0) ** 2
+    return scale * config.rope.temperature(config.rope.mscale_all_dim or 0.0) ** 2

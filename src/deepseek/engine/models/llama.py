@@ -37,16 +37,15 @@ class LlamaDecoder:
     def __init__(self, checkpoint: Checkpoint, ops: Ops) -> None:
         """Read every tensor; q, k, v and gate, up are fused into one matrix each."""
         config = checkpoint.config
-        if getattr(config, "hidden_act", "silu") != "silu":
+        if config.hidden_act != "silu":
             raise UnsupportedModel(f"{checkpoint.path}: activation {config.hidden_act!r}")
         self._ops = ops
-        num_heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        head_dim = config.head_dim
         self.vocab_size: int = config.vocab_size
         self.max_positions = _max_positions(checkpoint)
         self.kv_shape = KVShape(
             num_layers=config.num_hidden_layers,
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+            num_kv_heads=config.num_key_value_heads,
             key_dim=head_dim,
             value_dim=head_dim,
             dtype=checkpoint.dtype,
@@ -56,7 +55,9 @@ class LlamaDecoder:
             "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)
         )
         self._norm = checkpoint.tensor("model.norm.weight", (config.hidden_size,))
-        rotary = rotary_table(checkpoint, dim=head_dim, max_positions=self.max_positions)
+        rotary = rotary_table(
+            config.rope, dim=head_dim, max_positions=self.max_positions, device=checkpoint.device
+        )
         self._layers = [
             _Layer(
                 checkpoint,
@@ -143,7 +144,7 @@ class _Layer:
         self._feed_forward = feed_forward
         self._eps: float = config.rms_norm_eps
         self._num_heads: int = config.num_attention_heads
-        num_kv_heads = getattr(config, "num_key_value_heads", None) or self._num_heads
+        num_kv_heads = config.num_key_value_heads
         dim = rotary.shape[1]
         self._scale = dim**-0.5
         query, keys = self._num_heads * dim, num_kv_heads * dim
@@ -210,8 +211,7 @@ def norm_of_sum(
 def _max_positions(checkpoint: Checkpoint) -> int:
     config = checkpoint.config
     positions: int = config.max_position_embeddings
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True):
+    if config.attention_window:
         # Inside the window full attention is the same computation; beyond it, it is not.
-        return min(positions, window)
+        return min(positions, config.attention_window)
     return positions

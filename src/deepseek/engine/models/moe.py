@@ -40,13 +40,13 @@ class MixtralDecoder(LlamaDecoder):
         gate = SoftmaxGate(
             checkpoint,
             f"{prefix}.gate",
-            num_experts=config.num_local_experts,
+            num_experts=config.num_experts,
             top_k=config.num_experts_per_tok,
             normalized=True,
         )
         layout = ExpertLayout(
             prefix=f"{prefix}.experts",
-            num_experts=config.num_local_experts,
+            num_experts=config.num_experts,
             inner=config.intermediate_size,
             gate="w1",
             up="w3",

@@ -5,7 +5,6 @@ network under different tensor names: summed embeddings, post-norm layers, full 
 each sequence. Every part but attention works on rows alone.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.functional import embedding, layer_norm
-from transformers.activations import ACT2FN
 
 from deepseek.core.errors import UnsupportedModel
+from deepseek.engine.models.activations import Activation, activation
 from deepseek.engine.models.checkpoint import Checkpoint
 from deepseek.engine.ops.base import Ops
 from deepseek.weights.model_directory import Pooling
@@ -94,9 +93,8 @@ _LAYOUTS = {
 }
 MODEL_TYPES = frozenset(_LAYOUTS)
 """What `PackedBert` runs; a config with `is_decoder` (causal attention) excepted."""
-_DISTILBERT_NORM_EPS = 1e-12
 _gelu_tanh = partial(torch.ops.aten.gelu_, approximate="tanh")
-_IN_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+_IN_PLACE: dict[str, Activation] = {
     "gelu": torch.ops.aten.gelu_,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
@@ -115,13 +113,13 @@ class PackedBert:
         `CorruptWeights` where the weights contradict the config.
         """
         config = checkpoint.config
-        kind = getattr(config, "position_embedding_type", None) or "absolute"
+        kind = config.position_embedding_type or "absolute"
         if kind != "absolute":
             raise UnsupportedModel(f"{checkpoint.path}: {kind!r} position embeddings")
         layout = _LAYOUTS[config.model_type]
         words = "embeddings.word_embeddings.weight"
         prefix = layout.prefix if checkpoint.has(layout.prefix + words) else ""
-        width = getattr(config, "embedding_size", config.hidden_size)
+        width = config.embedding_size
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
         self._padding_id: int | None = config.pad_token_id if layout.numbers_from_padding else None
@@ -175,10 +173,10 @@ class ClassifierHead:
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.config
         self.width: int = config.num_labels
-        first, activation, second = _LAYOUTS[config.model_type].head
+        first, between, second = _LAYOUTS[config.model_type].head
         width = config.hidden_size
         self._first = checkpoint.linear(first, in_features=width, out_features=(width,))
-        self._activation = ACT2FN[activation]
+        self._activation = activation(between, path=checkpoint.path)
         self._second = checkpoint.linear(second, in_features=width, out_features=(self.width,))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -191,7 +189,7 @@ class _Layer:
     def __init__(self, checkpoint: Checkpoint, ops: Ops, layout: _Layout, path: str) -> None:
         config = checkpoint.config
         hidden = config.hidden_size
-        inner = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
+        inner = config.intermediate_size
         self._ops = ops
         self._num_heads: int = config.num_attention_heads
         self._qkv = checkpoint.linear(
@@ -235,7 +233,7 @@ class _Norm:
             weight, bias = "gamma", "beta"
         self._weight = checkpoint.tensor(f"{name}.{weight}", (width,))
         self._bias = checkpoint.tensor(f"{name}.{bias}", (width,))
-        self._eps: float = getattr(checkpoint.config, "layer_norm_eps", _DISTILBERT_NORM_EPS)
+        self._eps: float = checkpoint.config.layer_norm_eps
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         return layer_norm(states, self._weight.shape, self._weight, self._bias, self._eps)
@@ -248,7 +246,7 @@ def _places(checkpoint: Checkpoint, path: str, width: int) -> tuple[torch.Tensor
     """
     num_positions = checkpoint.config.max_position_embeddings
     positions = checkpoint.tensor(f"{path}.position_embeddings.weight", (num_positions, width))
-    num_types = getattr(checkpoint.config, "type_vocab_size", 0)
+    num_types = checkpoint.config.type_vocab_size
     if not num_types:
         return positions, 1
     types = checkpoint.tensor(f"{path}.token_type_embeddings.weight", (num_types, width))
@@ -270,12 +268,7 @@ def _layer_paths(config: Any) -> list[str]:
     ]
 
 
-def _activation(checkpoint: Checkpoint) -> Callable[[torch.Tensor], torch.Tensor]:
+def _activation(checkpoint: Checkpoint) -> Activation:
     """Return the feed-forward part's activation; it may overwrite its argument."""
-    config = checkpoint.config
-    name = config.activation if config.model_type == "distilbert" else config.hidden_act
-    if name in _IN_PLACE:
-        return _IN_PLACE[name]
-    if name not in ACT2FN:
-        raise UnsupportedModel(f"{checkpoint.path}: activation {name!r} is not known")
-    return ACT2FN[name]
+    name = checkpoint.config.hidden_act
+    return _IN_PLACE.get(name) or activation(name, path=checkpoint.path)

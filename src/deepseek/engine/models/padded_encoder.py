@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers.utils.logging import disable_progress_bar
 
 from deepseek.core.errors import CorruptWeights, UnsupportedModel
 from deepseek.engine.linear import LinearFactory, make_linear
@@ -84,6 +85,7 @@ class PaddedEncoder:
 
 
 def _load_model(directory: ModelDirectory, dtype: torch.dtype) -> Any:
+    disable_progress_bar()  # the log is read by people and machines
     cls: Any = AutoModelForSequenceClassification if has_classifier(directory) else AutoModel
     try:
         model, report = cls.from_pretrained(

@@ -1,0 +1,1 @@
+"""What devices tell of themselves, one module per kind of device."""

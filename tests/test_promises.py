@@ -32,7 +32,7 @@ def read(path: Path) -> str:
     [
         "deepseek",
         "deepseek.core.settings_faults",
-        "deepseek.scheduling.step_policies",
+        "deepseek.scheduling.sharing.registry",
         "deepseek.telemetry.metrics",
         "deepseek.weights.acquisition",
         "deepseek.serving.platform",

@@ -30,6 +30,7 @@ from deepseek.core.errors import (
     ModelSourceError,
 )
 from deepseek.core.load import LoadSnapshot
+from deepseek.core.qos import QoS
 from deepseek.core.requests import Task
 from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
 from deepseek.deployment_file import DeploymentFile
@@ -293,7 +294,7 @@ def _worker_spec(
             task=directories[name].task if model.task == "auto" else Task(model.task),
             dtype=model.dtype,
             max_model_len=model.max_model_len,
-            share=model.share,
+            qos=QoS(weight=model.share),
             quantization=model.quantization,
             speculation=model.speculation,
             engine=model.engine,

@@ -17,7 +17,7 @@ from deepseek.core.settings_faults import iter_settings, plain_faults
 from deepseek.core.yaml_document import Fault, KeyPath, YamlDocument, read_yaml
 from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.settings import GatewaySettings
-from deepseek.scheduling.step_policies import step_policy_names
+from deepseek.scheduling.sharing.registry import step_policy_names
 from deepseek.serving.settings import ModelName, ModelSettings
 
 PoolName = Annotated[

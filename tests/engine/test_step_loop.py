@@ -25,7 +25,7 @@ from deepseek.core.wire import (
 )
 from deepseek.engine.base import Engine, Output, Request
 from deepseek.engine.step_loop import Inbox, StepLoop
-from deepseek.scheduling.step_policies import make_step_policy
+from deepseek.scheduling.sharing.registry import make_step_policy
 
 
 class OneTokenEngine:

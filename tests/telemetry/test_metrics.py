@@ -1,14 +1,16 @@
 """The metrics page, read back with Prometheus' own parser."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from deepseek.core.load import LoadSnapshot, ModelLoad
+from deepseek.core.load import DeviceLoad, LoadSnapshot, ModelLoad
+from deepseek.telemetry import worker_families
 from deepseek.telemetry.metrics import CONTENT_TYPE, Metrics
 
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def load(model: str = "chat", **fields: float) -> ModelLoad:
@@ -26,8 +28,10 @@ def load(model: str = "chat", **fields: float) -> ModelLoad:
     return ModelLoad(model=model, **{**values, **fields})  # type: ignore[arg-type]
 
 
-def snapshot(*loads: ModelLoad) -> LoadSnapshot:
-    return LoadSnapshot(uptime_s=12.5, rss_bytes=1 << 20, models=list(loads))
+def snapshot(*loads: ModelLoad, device: DeviceLoad | None = None) -> LoadSnapshot:
+    return LoadSnapshot(
+        uptime_s=12.5, rss_bytes=1 << 20, models=list(loads), device=device or DeviceLoad()
+    )
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -57,6 +61,85 @@ def test_a_load_report_appears_by_pool_and_model() -> None:
     assert found["deepseek_worker_up", "gpu"] == 1
     assert found["deepseek_worker_uptime_seconds", "gpu"] == 12.5
     assert found["deepseek_worker_resident_memory_bytes", "gpu"] == 1 << 20
+
+
+def test_every_signal_of_a_model_appears_and_none_that_is_unknown() -> None:
+    metrics = Metrics()
+    signals = {
+        "oldest_wait_s": 0.4,
+        "wait_p99_s": 0.25,
+        "arrival_rate": 0.0,
+        "service_rate": 12.0,
+        "batch_occupancy": 0.5,
+        "step_time_s": 0.02,
+        "error_rate": 0.0,
+        "deadline_slack_s": -0.1,
+    }
+    metrics.observe_snapshot("gpu", snapshot(load("chat", **signals), load("embed")))
+    found = samples(metrics)
+    for name, value in (
+        ("oldest_wait_seconds", 0.4),
+        ("wait_p99_seconds", 0.25),
+        ("arrivals_per_second", 0.0),
+        ("finished_per_device_second", 12.0),
+        ("batch_occupancy_ratio", 0.5),
+        ("step_seconds", 0.02),
+        ("failed_steps_ratio", 0.0),
+        ("deadline_slack_seconds", -0.1),
+    ):
+        assert found[f"deepseek_model_{name}", "chat", "gpu"] == value
+        assert (f"deepseek_model_{name}", "embed", "gpu") not in found
+
+
+def test_every_signal_of_a_device_appears_and_none_that_is_unknown() -> None:
+    metrics = Metrics()
+    device = DeviceLoad(
+        utilization=0.75,
+        loop_utilization=0.5,
+        memory_used_bytes=3 << 30,
+        memory_total_bytes=4 << 30,
+        memory_bandwidth_utilization=0.0,
+        temperature_c=64.5,
+        is_throttled=True,
+        power_w=410.0,
+        power_limit_w=700.0,
+        clock_mhz=1500.0,
+        clock_max_mhz=1980.0,
+    )
+    metrics.observe_snapshot("gpu", snapshot(device=device))
+    metrics.observe_snapshot("cpu", snapshot(device=DeviceLoad(is_throttled=False)))
+    found = {key: value for key, value in samples(metrics).items() if "deepseek_device" in key[0]}
+    assert found == {
+        ("deepseek_device_utilization_ratio", "gpu"): 0.75,
+        ("deepseek_device_loop_utilization_ratio", "gpu"): 0.5,
+        ("deepseek_device_memory_used_bytes", "gpu"): 3 << 30,
+        ("deepseek_device_memory_total_bytes", "gpu"): 4 << 30,
+        ("deepseek_device_memory_bandwidth_utilization_ratio", "gpu"): 0.0,
+        ("deepseek_device_temperature_celsius", "gpu"): 64.5,
+        ("deepseek_device_throttled", "gpu"): 1.0,
+        ("deepseek_device_power_watts", "gpu"): 410.0,
+        ("deepseek_device_power_limit_watts", "gpu"): 700.0,
+        ("deepseek_device_clock_hertz", "gpu"): 1.5e9,
+        ("deepseek_device_clock_max_hertz", "gpu"): 1.98e9,
+        ("deepseek_device_throttled", "cpu"): 0.0,
+    }
+
+
+def test_every_field_of_a_report_has_its_metric_and_its_document() -> None:
+    shown = {
+        family.field
+        for families in (
+            worker_families.POOL_GAUGES,
+            worker_families.DEVICE_GAUGES,
+            worker_families.MODEL_GAUGES,
+            worker_families.MODEL_COUNTERS,
+        )
+        for family in families
+    }
+    reported = {f.name for cls in (LoadSnapshot, DeviceLoad, ModelLoad) for f in fields(cls)}
+    assert shown == reported - {"model", "models", "device"}
+    documented = set(re.findall(r"`(\w+)`", (DOCS / "signals.md").read_text()))
+    assert shown <= documented
 
 
 def test_a_new_report_replaces_the_old_one() -> None:
@@ -110,7 +193,7 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE))
     assert kinds
     for name, kind in kinds.items():
-        assert re.fullmatch(r"deepseek_[a-z_]+", name)
+        assert re.fullmatch(r"deepseek_[a-z0-9_]+", name)
         assert (kind == "counter") == name.endswith("_total")
         assert "_ms" not in name
     assert not re.search(r"_created\b", page)
@@ -120,7 +203,7 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
 def test_every_metric_is_documented() -> None:
     page = every_metric().render().decode()
     names = set(re.findall(r"^# TYPE (\S+) ", page, re.MULTILINE))
-    documented = set(re.findall(r"`(deepseek_[a-z_]+)`", DOCS.read_text()))
+    documented = set(re.findall(r"`(deepseek_[a-z0-9_]+)`", (DOCS / "metrics.md").read_text()))
     assert documented == names
 
 

@@ -14,6 +14,7 @@
     ├── RetryLater                     retry_later               503   with Retry-After
     │   ├── Overloaded                 overloaded                429
     │   └── Unavailable                unavailable               503
+    │       ├── DeadlineUnreachable    deadline_unreachable      503
     │       ├── WorkerCrashed          worker_crashed            503
     │       ├── ModelUnavailable       model_unavailable         503
     │       └── Draining               draining                  503
@@ -130,6 +131,12 @@ class Unavailable(RetryLater):
     code = "unavailable"
 
 
+class DeadlineUnreachable(Unavailable):
+    """The request could not have been answered by its model's deadline, so it was not begun."""
+
+    code = "deadline_unreachable"
+
+
 class WorkerCrashed(Unavailable):
     """The worker process died while it held the request, and a retry was not possible."""
 
@@ -219,6 +226,11 @@ def error_classes() -> dict[str, type[DeepseekError]]:
     return found
 
 
-def error_from_wire(code: str, message: str, *, param: str | None = None) -> DeepseekError:
+def error_from_wire(
+    code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+) -> DeepseekError:
     """Rebuild an error that a worker sent; an unknown code becomes an `EngineFault`."""
-    return error_classes().get(code, EngineFault)(message, param=param)
+    cls = error_classes().get(code, EngineFault)
+    if retry_after_s is not None and issubclass(cls, RetryLater):
+        return cls(message, param=param, retry_after_s=retry_after_s)
+    return cls(message, param=param)

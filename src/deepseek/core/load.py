@@ -66,7 +66,7 @@ class ModelLoad:
     arrival_rate: float | None = None
     """Requests per second, exponentially averaged; 0 a while after the last one."""
     service_rate: float | None = None
-    """Requests finished per second of this model's device time, exponentially averaged over that."""
+    """Requests finished per second of this model's device time, averaged over that time."""
     batch_occupancy: float | None = None
     """Sequences in a step as a part of the batch cap, averaged over the last steps."""
     step_time_s: float | None = None
@@ -74,7 +74,8 @@ class ModelLoad:
     error_rate: float | None = None
     """Failed steps as a part of the last steps."""
     deadline_slack_s: float | None = None
-    """Least time left until a deadline among the waiting and running; negative: missed."""
+    """Least time left until a deadline among the waiting and running; negative: missed; None:
+    nothing is due."""
 
     @property
     def kv_use(self) -> float | None:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from deepseek.core.decisions import Decision
 from deepseek.core.load import LoadSnapshot
+from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest, Task, TokenLogprobs
 
 FRAME_HEADER = struct.Struct(">I")
@@ -31,7 +33,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     task: Task
     dtype: str = "auto"
     max_model_len: int | None = None
-    share: float = 1.0
+    qos: QoS = QoS()
     quantization: str | None = None
     speculation: str | None = None
     engine: Literal["auto", "torch", "vllm"] = "auto"
@@ -42,7 +44,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All a worker process needs to start; passed as JSON on its standard input."""
+    """All a worker process needs to start; passed as msgpack on its standard input.
+
+    Not as JSON, which has no infinity: a model without deadlines has infinite ones.
+    """
 
     pool: str
     socket_path: str
@@ -55,6 +60,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_step_tokens: int | None = None
     max_running: int | None = None
     step_policy: str = "fair-share"
+    max_step_s: float = 0.01
+    """Bound of steps beside a model with a reservation."""
+    step_record: str | None = None
+    """File to append one JSON line per engine step to."""
     snapshot_interval_s: float = 0.5
     log_level: str = "info"
     python: str | None = None
@@ -97,6 +106,13 @@ class DropAdapter(msgspec.Struct, tag="drop_adapter", frozen=True, kw_only=True)
     id: int
     model: str
     name: str
+
+
+class Configure(msgspec.Struct, tag="configure", frozen=True):
+    """Take new QoS for these models from the next step on; answered by its id."""
+
+    id: int
+    qos: dict[str, QoS]
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):
@@ -164,8 +180,8 @@ class Encoded(msgspec.Struct, tag="encoded", frozen=True):
     data: bytes
 
 
-class AdapterDone(msgspec.Struct, tag="adapter_done", frozen=True):
-    """A `LoadAdapter` or `DropAdapter` has been carried out; a refused one ends with `Failed`."""
+class Done(msgspec.Struct, tag="done", frozen=True):
+    """A `LoadAdapter`, `DropAdapter` or `Configure` has been carried out; else it is `Failed`."""
 
     id: int
 
@@ -177,20 +193,29 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     code: str
     message: str
     param: str | None = None
+    retry_after_s: float | None = None
+    """When to send the request again, where that may help."""
 
 
 class Load(msgspec.Struct, tag="load", frozen=True):
-    """The periodic load report."""
+    """The periodic load report, and what was decided since the last one."""
 
     snapshot: LoadSnapshot
+    decisions: list[Decision] = []
 
 
-Command = Generate | Encode | Abort | LoadAdapter | DropAdapter | Stop
-Event = Ready | StepOutput | Encoded | AdapterDone | Failed | Load
+Command = Generate | Encode | Abort | LoadAdapter | DropAdapter | Configure | Stop
+Event = Ready | StepOutput | Encoded | Done | Failed | Load
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+spec_decoder: msgspec.msgpack.Decoder[WorkerSpec] = msgspec.msgpack.Decoder(WorkerSpec)
+
+
+def encode_spec(spec: WorkerSpec) -> bytes:
+    """Return the bytes that a worker reads from its standard input."""
+    return _encoder.encode(spec)
 
 
 def frame(message: Any) -> bytes:

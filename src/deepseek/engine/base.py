@@ -1,24 +1,46 @@
 """The plug-in point of the device worker: what the step loop asks of an engine."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from deepseek.core.load import ModelLoad
+from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import Encoded, Failed, TokenDelta
+from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, StepShape
 
 Request = GenerateRequest | EncodeRequest
 Output = TokenDelta | Encoded | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What a step has been."""
+
+    shape: StepShape
+    waits_s: tuple[float, ...] = ()
+    """How long those had waited whom the step began (an encoder's: sequences)."""
+    found_no_memory: bool = False
+    """The step was taken back for want of device memory; a smaller one follows."""
 
 
 class Engine(Protocol):
     """One model on one device. Called from the step loop's thread only."""
 
     name: str
+    limits: StepLimits
+    """What no step exceeds, as the device allows; smaller after it ran out of memory."""
+    last_step: StepReport | None
+    """What the last `step` has been; None where it gave nothing to the device."""
 
-    def add(self, request: Request) -> None:
-        """Queue a request; cheap, touches no device.
+    def expect(self, qos: QoS) -> None:
+        """Give requests added from now on these deadlines."""
+        ...
+
+    def add(self, request: Request, *, now_s: float | None = None) -> None:
+        """Queue a request that arrived at `now_s` (None: now); cheap, touches no device.
 
         Raises `InvalidRequest` (or a subclass) where the request can never be served; the engine
         is unchanged then.
@@ -34,11 +56,16 @@ class Engine(Protocol):
         """True when `step` would do something."""
         ...
 
-    def step(self) -> list[Output]:
+    def demand(self, now_s: float) -> Demand:
+        """Return the queue as batching policies see it; valid until the next call of any method."""
+        ...
+
+    def step(self, plan: StepPlan | None = None) -> list[Output]:
         """Run one bounded piece of device work and return what it produced.
 
-        Blocks for the length of one step. An exception means that the step's requests are lost:
-        the loop then calls `fail_running` and goes on.
+        Within `plan` where the engine batches itself; None: within `limits`. Blocks for the length
+        of one step. An exception means that the step's requests are lost: the loop then calls
+        `fail_running` and goes on.
         """
         ...
 

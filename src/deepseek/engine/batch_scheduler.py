@@ -7,11 +7,13 @@ request dies of memory pressure.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from deepseek.engine.kv_cache import BlockPool, common_prefix, extend_digests
 from deepseek.engine.sequence import Sequence
+from deepseek.scheduling.batching.base import StepPlan
 
 WORTH_WAITING_TOKENS = 64
 """A prompt waits while another computes a common prefix that is at least this much longer than what
@@ -74,15 +76,25 @@ class BatchScheduler:
                     return sequence
         return None
 
-    def schedule(self, draft: Callable[[Sequence], tuple[int, ...]] | None = None) -> list[Part]:
+    def schedule(
+        self,
+        draft: Callable[[Sequence], tuple[int, ...]] | None = None,
+        *,
+        plan: StepPlan | None = None,
+    ) -> list[Part]:
         """Return the next step's parts, those of a single row first; empty when nothing can run.
 
-        `draft` may guess tokens of a decoding sequence. The parts count as scheduled from now on.
+        `draft` may guess tokens of a decoding sequence. `plan` bounds the step further and orders
+        admission. The parts count as scheduled from now on.
         """
-        self._admit()
+        self._admit(plan)
         parts: list[Part] = []
-        budget = self.max_step_tokens
+        budget = (
+            self.max_step_tokens if plan is None else min(self.max_step_tokens, plan.max_tokens)
+        )
         decoding = [s for s in self.running if s.num_pending == 1 and not self._is_complete(s)]
+        if len(decoding) > budget:
+            decoding.sort(key=lambda sequence: sequence.due_s)  # stable: the oldest first
         spare = budget - len(decoding)  # guesses never cost another sequence its row
         # Room for one sequence preempts later ones only, so those chosen stay.
         for sequence in decoding[:budget]:
@@ -145,22 +157,30 @@ class BatchScheduler:
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
 
-    def _admit(self) -> None:
-        """Move waiting sequences among the running ones, oldest first."""
-        held_back: list[Sequence] = []
-        while self.waiting and len(self.running) < self.max_running:
-            if len(held_back) == self.max_running:
+    def _admit(self, plan: StepPlan | None) -> None:
+        """Move waiting sequences among the running ones: in the plan's order, or oldest first."""
+        limit = self.max_running if plan is None else min(self.max_running, plan.max_sequences)
+        if not self.waiting or len(self.running) >= limit:
+            return
+        queue: Iterable[Sequence] = self.waiting
+        if plan is not None and plan.order is not None:
+            # The policy was shown this scheduler's own sequences, and orders those.
+            queue = cast("Iterable[Sequence]", plan.order)
+        admitted: set[int] = set()
+        num_held_back = 0
+        for sequence in queue:
+            if len(self.running) >= limit or num_held_back == self.max_running:
                 break
-            sequence = self.waiting.popleft()
             if sequence.num_in_flight or self._should_wait(sequence):
-                held_back.append(sequence)
+                num_held_back += 1
                 continue
             if not self._start(sequence):
-                self.waiting.appendleft(sequence)
                 break
             self.running.append(sequence)
             sequence.is_running = True
-        self.waiting.extendleft(reversed(held_back))
+            admitted.add(sequence.id)
+        if admitted:
+            self.waiting = deque(s for s in self.waiting if s.id not in admitted)
 
     def _start(self, sequence: Sequence) -> bool:
         """Give a sequence its cached prefix and room for its prompt; False if there is none."""

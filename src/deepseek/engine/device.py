@@ -48,8 +48,8 @@ def kv_bytes(model: ModelSpec, spec: WorkerSpec, device: str) -> int | None:
         if device != "cpu":
             return None
         total = DEFAULT_CPU_KV_BYTES
-    shares = sum(m.share for m in spec.models if m.task is Task.GENERATE)
-    return int(total * model.share / shares)
+    weights = sum(m.qos.weight for m in spec.models if m.task is Task.GENERATE)
+    return int(total * model.qos.weight / weights)
 
 
 def prepare_device(spec: WorkerSpec) -> str:

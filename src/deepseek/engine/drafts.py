@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-_PRIOR = 0.6
+PRIOR_CHANCE = 0.6
 _ADAPTATION = 0.2
 """Weight of the newest draft."""
 _FIRST_PAUSE_TOKENS = 16
@@ -13,21 +13,24 @@ _LONGEST_PAUSE_TOKENS = 512
 class Acceptance:
     """How a sequence's drafts have fared, and until when none are made."""
 
-    chance: float = _PRIOR
+    chance: float = PRIOR_CHANCE
     """That a guessed token is right, given that those before it were."""
     pause_tokens: int = _FIRST_PAUSE_TOKENS
+    is_new: bool = True
+    """No draft has been thought of."""
     resume_at: int = 0
     """Length of the sequence from which drafts are made again."""
     is_on_trial: bool = False
     """After a pause a guess is tried, whatever it seems worth."""
 
-    def observe(self, num_drafted: int, num_accepted: int) -> None:
-        """Learn how a draft fared."""
-        tried = min(num_accepted + 1, num_drafted)
-        self.chance += _ADAPTATION * (num_accepted / tried - self.chance)
+    def observe(self, num_drafted: int, num_accepted: int) -> float:
+        """Learn how a draft fared; return the part of its tried tokens that was right."""
+        right = num_accepted / min(num_accepted + 1, num_drafted)
+        self.chance += _ADAPTATION * (right - self.chance)
         self.is_on_trial = False
         if num_accepted == num_drafted:
             self.pause_tokens = _FIRST_PAUSE_TOKENS
+        return right
 
     def pause(self, length: int) -> None:
         """Make no drafts for a while from `length` on, each time for longer."""

@@ -1,5 +1,6 @@
 """One generation inside the decoder engine."""
 
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -38,6 +39,14 @@ class Sequence:
     tokens: list[int]
     """Prompt, then answer."""
     num_prompt: int
+    arrived_s: float = 0.0
+    due_s: float = math.inf
+    """When the next token is due."""
+    itl_s: float = math.inf
+    """Promised mean time between tokens."""
+    first_token_s: float | None = None
+    has_begun: bool = False
+    """True once a step has held part of it."""
     adapter: LoadedAdapter | None = None
     """The LoRA adapter, acquired until the sequence is over."""
     blocks: list[int] = field(default_factory=list)
@@ -88,6 +97,20 @@ class Sequence:
     @property
     def num_output(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_computed(self) -> int:
+        """Rows given to steps: the context that the next one attends to."""
+        return self.num_scheduled
+
+    def was_answered(self, now_s: float) -> None:
+        """Note that tokens came, and when the next one is due.
+
+        Deadlines run from the first token on, so the mean time between tokens is what is promised.
+        """
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        self.due_s = self.first_token_s + self.num_output * self.itl_s
 
     @property
     def num_pending(self) -> int:

@@ -12,9 +12,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+from deepseek.engine.drafts import PRIOR_CHANCE
 from deepseek.engine.sequence import Sequence
 
 _FORGETTING = 0.98
+_TYPICAL_ADAPTATION = 0.05
+"""Weight of the newest draft in what is expected of a sequence that has had none."""
 _DEFAULT_ROW_COST = 0.05
 """Cost of one more row as a part of a one-row step, before steps of different sizes were seen."""
 
@@ -71,6 +74,7 @@ class Speculation(ABC):
         self._step_cost = StepCost()
         self._guess_cost = GuessCost()
         self._num_decoding = 1
+        self._typical_chance = PRIOR_CHANCE
 
     @abstractmethod
     def draft(self, sequence: Sequence) -> tuple[int, ...]:
@@ -83,7 +87,8 @@ class Speculation(ABC):
         """Learn how a draft of the sequence fared."""
         self.num_drafted += num_drafted
         self.num_accepted += num_accepted
-        sequence.acceptance.observe(num_drafted, num_accepted)
+        right = sequence.acceptance.observe(num_drafted, num_accepted)
+        self._typical_chance += _TYPICAL_ADAPTATION * (right - self._typical_chance)
 
     def observe_step(self, *, num_rows: int, num_decoding: int, seconds: float) -> None:
         """Learn from the time of a step without prompt chunks."""
@@ -98,6 +103,10 @@ class Speculation(ABC):
         length, acceptance = len(sequence.tokens) + num_new, sequence.acceptance
         if length < acceptance.resume_at:
             return 0
+        if acceptance.is_new:
+            # As the model's other sequences fared: where nothing is ever copied, a new one is not
+            # made to find that out again.
+            acceptance.chance, acceptance.is_new = self._typical_chance, False
         if acceptance.is_on_trial:
             return 1
         count = self._worthwhile(acceptance.chance)

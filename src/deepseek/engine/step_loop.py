@@ -2,18 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
-from deepseek.core.errors import AdapterRejected, DeepseekError, EngineFault, ModelUnavailable
+from deepseek.core.errors import ConfigurationError, DeepseekError
 from deepseek.core.load import LoadSnapshot
+from deepseek.core.qos import QoS
 from deepseek.core.wire import (
     Abort,
-    AdapterDone,
     Command,
+    Configure,
+    Done,
     DropAdapter,
     Encode,
     Event,
@@ -25,50 +24,50 @@ from deepseek.core.wire import (
     Stop,
     TokenDelta,
 )
-from deepseek.engine.base import AdapterHost, Engine, Request
+from deepseek.engine.adapter_commands import AdapterCommands, AdapterRead
+from deepseek.engine.base import Output, Request
+from deepseek.engine.hosted_model import HostedModel, StepResult
 from deepseek.engine.memory import resident_bytes
-from deepseek.scheduling.step_policies import StepPolicy
+from deepseek.engine.step_record import StepRecord
+from deepseek.scheduling.sharing.base import Contender, StepPolicy
+from deepseek.telemetry.meters import DeviceBusy
+from deepseek.telemetry.sampling import DeviceSampler
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterRead:
-    """What has become of reading an adapter in a thread, to be put in place by the loop."""
-
-    id: int
-    """Of the command that asked for it."""
-    install: Future[Callable[[], None]]
-
 
 Inbox = SimpleQueue[Command | AdapterRead | None]
 """What the loop does between two steps; None: the platform is gone."""
 
 
 class StepLoop:
-    """Steps several engines on one device, one at a time."""
+    """Steps several models on one device, one at a time."""
 
     def __init__(
         self,
-        engines: dict[str, Engine],
+        models: Sequence[HostedModel],
         policy: StepPolicy,
         *,
+        sensor: DeviceSampler,
         commands: Inbox,
         send: Callable[[Event], None],
         snapshot_interval_s: float,
+        record: StepRecord | None = None,
     ) -> None:
         """Take commands from a queue and send events by `send`."""
-        self._engines = engines
+        self._models = {model.name: model for model in models}
         self._policy = policy
+        self._sensor = sensor
         self._commands = commands
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
+        self._adapters = AdapterCommands(
+            {model.name: model.engine for model in models}, put=commands.put, send=send
+        )
         self._send = send
         self._interval_s = snapshot_interval_s
-        self._busy_s = dict.fromkeys(engines, 0.0)
-        self._num_steps = dict.fromkeys(engines, 0)
-        self._owners: dict[int, Engine] = {}
-        self._started = time.monotonic()
-        self._next_report = 0.0
+        self._record = record
+        self._owners: dict[int, HostedModel] = {}
+        self._started_s = time.monotonic()
+        self._busy = DeviceBusy(self._started_s)
+        self._next_report_s = 0.0
         self._stopping = False
 
     def run(self) -> None:
@@ -76,59 +75,86 @@ class StepLoop:
         try:
             self._run()
         finally:
-            self._reader.shutdown(wait=False, cancel_futures=True)
+            self._adapters.close()
+            if self._record is not None:
+                self._record.flush()
 
     def _run(self) -> None:
+        wait_s = 0.0
         while True:
-            if not self._take_commands(block=not self._ready()):
+            if not self._take_commands(wait_s=wait_s):
                 return
             self._report()
-            if ready := self._ready():
+            ready, wait_s = self._ready(time.monotonic())
+            if ready:
                 self._step(self._policy.pick(ready))
             elif self._stopping:
                 return
 
-    def _ready(self) -> list[str]:
-        return [name for name, engine in self._engines.items() if engine.has_work]
+    def _ready(self, now_s: float) -> tuple[list[Contender], float]:
+        """Return who could step now; and how long to wait for commands before looking again."""
+        ready: list[Contender] = []
+        wait_s = self._interval_s
+        for name, model in self._models.items():
+            ready_at_s = model.ready_at(now_s)
+            if ready_at_s is None:
+                continue
+            if ready_at_s <= now_s or self._stopping:
+                ready.append(Contender(model=name, step_s=self._expected_s(model)))
+            else:
+                wait_s = min(wait_s, ready_at_s - now_s)
+        return ready, 0.0 if ready else wait_s
+
+    def _expected_s(self, model: HostedModel) -> float:
+        return min(model.step_s, self._policy.max_step_s(model.name))
 
     def _step(self, name: str) -> None:
-        engine = self._engines[name]
-        started = time.perf_counter()
-        events: list[Event] = []
-        deltas: list[TokenDelta] = []
+        model = self._models[name]
+        started_s = time.monotonic()
         try:
-            for output in engine.step():
-                if isinstance(output, TokenDelta):
-                    deltas.append(output)
-                else:
-                    events.append(output)
+            result = model.step(started_s, max_step_s=self._policy.max_step_s(name))
         except Exception as error:
             logger.exception("a step of model %s failed", name)
-            message = f"an engine step of model {name!r} failed: {type(error).__name__}"
-            events.extend(Failed(id, "engine_fault", message) for id in engine.fail_running())
-        elapsed = time.perf_counter() - started
-        self._policy.charge(name, elapsed)
-        self._busy_s[name] += elapsed
-        self._num_steps[name] += 1
+            self._fail(model, error, started_s=started_s)
+            return
+        ended_s = time.monotonic()
+        seconds = ended_s - started_s
+        self._policy.charge(name, seconds)
+        model.account(result, seconds=seconds, now_s=ended_s)
+        if self._record is not None and result.report is not None:
+            self._record.add(name, result.report.shape, started_s=started_s, seconds=seconds)
+        self._give_out(result)
+
+    def _fail(self, model: HostedModel, error: Exception, *, started_s: float) -> None:
+        ended_s = time.monotonic()
+        self._policy.charge(model.name, ended_s - started_s)
+        message = f"an engine step of model {model.name!r} failed: {type(error).__name__}"
+        for request_id in model.fail(seconds=ended_s - started_s):
+            self._owners.pop(request_id, None)
+            self._send(Failed(request_id, "engine_fault", message))
+
+    def _give_out(self, result: StepResult) -> None:
+        """Send a step's tokens in one frame, and everything else by itself."""
+        deltas: list[TokenDelta] = []
+        others: list[Output] = []
+        for output in result.outputs:
+            if not isinstance(output, TokenDelta):
+                self._owners.pop(output.id, None)
+                others.append(output)
+                continue
+            deltas.append(output)
+            if output.finish_reason is not None:
+                self._owners.pop(output.id, None)
+        for other in others:
+            self._send(other)
         if deltas:
-            events.append(StepOutput(deltas))
-        for event in events:
-            self._forget_finished(event)
-            self._send(event)
+            self._send(StepOutput(deltas))
 
-    def _forget_finished(self, event: Event) -> None:
-        if isinstance(event, StepOutput):
-            for delta in event.deltas:
-                if delta.finish_reason is not None:
-                    self._owners.pop(delta.id, None)
-        elif not isinstance(event, Load):
-            self._owners.pop(getattr(event, "id", -1), None)
-
-    def _take_commands(self, *, block: bool) -> bool:
+    def _take_commands(self, *, wait_s: float) -> bool:
         """Apply every queued command; return False when the platform has gone."""
         try:
-            if block and not self._stopping:
-                command = self._commands.get(timeout=self._interval_s)
+            if wait_s > 0 and not self._stopping:
+                command = self._commands.get(timeout=wait_s)
             else:
                 command = self._commands.get_nowait()
             while True:
@@ -148,71 +174,65 @@ class StepLoop:
                 self._add(request)
             case Abort(ids):
                 for request_id in ids:
-                    engine = self._owners.pop(request_id, None)
-                    if engine is not None:
-                        engine.abort(request_id)
+                    model = self._owners.pop(request_id, None)
+                    if model is not None:
+                        model.engine.abort(request_id)
+            case Configure():
+                self._configure(command)
             case LoadAdapter():
-                self._load_adapter(command)
-            case AdapterRead(command_id, install):
-                self._carry_out(command_id, lambda: install.result()())
-            case DropAdapter(id=command_id, model=model, name=name):
-                self._carry_out(command_id, lambda: self._adapter_host(model).drop_adapter(name))
+                self._adapters.load(command)
+            case AdapterRead():
+                self._adapters.install(command)
+            case DropAdapter():
+                self._adapters.drop(command)
             case Stop():
                 self._stopping = True
 
     def _add(self, request: Request) -> None:
-        engine = self._engines.get(request.model)
-        if engine is None:
+        model = self._models.get(request.model)
+        if model is None:
             message = f"model {request.model!r} is not loaded in this worker"
             self._send(Failed(request.id, "model_unavailable", message))
             return
         try:
-            engine.add(request)
+            model.add(request, now_s=time.monotonic())
         except DeepseekError as error:
             self._send(Failed(request.id, error.code, error.message, error.param))
             return
-        self._owners[request.id] = engine
+        self._owners[request.id] = model
 
-    def _load_adapter(self, command: LoadAdapter) -> None:
-        """Read in a thread, so that running streams do not wait for a disk."""
-
-        def read() -> Callable[[], None]:
-            return self._adapter_host(command.model).prepare_adapter(
-                command.name, Path(command.path)
-            )
-
-        reading = self._reader.submit(read)
-        reading.add_done_callback(lambda done: self._commands.put(AdapterRead(command.id, done)))
-
-    def _carry_out(self, command_id: int, change: Callable[[], None]) -> None:
-        """Change an engine's adapters and answer the command; a refusal changes nothing."""
+    def _configure(self, command: Configure) -> None:
+        """Take new QoS for all models that are named, or for none of them."""
         try:
-            change()
+            self._reconfigure(command.qos)
         except DeepseekError as error:
-            self._send(Failed(command_id, error.code, error.message, error.param))
-        except Exception as error:
-            logger.exception("adapters could not be changed")
-            fault = EngineFault(f"adapters could not be changed: {type(error).__name__}")
-            self._send(Failed(command_id, fault.code, fault.message))
+            self._send(Failed(command.id, error.code, error.message, error.param))
         else:
-            self._send(AdapterDone(command_id))
+            self._send(Done(command.id))
 
-    def _adapter_host(self, model: str) -> AdapterHost:
-        engine = self._engines.get(model)
-        if engine is None:
-            raise ModelUnavailable(f"model {model!r} is not loaded in this worker")
-        if not isinstance(engine, AdapterHost):
-            raise AdapterRejected(f"model {model!r} takes no adapters")
-        return engine
+    def _reconfigure(self, qos: Mapping[str, QoS]) -> None:
+        if unknown := qos.keys() - self._models.keys():
+            raise ConfigurationError(f"this worker has no model {', '.join(sorted(unknown))}")
+        self._policy.reconfigure({name: model.qos for name, model in self._models.items()} | qos)
+        for name, new in qos.items():
+            self._models[name].reconfigure(new)
 
     def _report(self) -> None:
-        now = time.monotonic()
-        if now < self._next_report:
+        now_s = time.monotonic()
+        if now_s < self._next_report_s:
             return
-        self._next_report = now + self._interval_s
-        loads = [
-            replace(engine.load(), busy_s=self._busy_s[name], num_steps=self._num_steps[name])
-            for name, engine in self._engines.items()
+        self._next_report_s = now_s + self._interval_s
+        device = self._sensor.latest(now_s)
+        loads = [model.load(now_s) for model in self._models.values()]
+        decisions = [
+            decision
+            for load in loads
+            for decision in self._models[load.model].adjust(load, device, now_s=now_s)
         ]
-        uptime_s = now - self._started
-        self._send(Load(LoadSnapshot(uptime_s=uptime_s, rss_bytes=resident_bytes(), models=loads)))
+        snapshot = LoadSnapshot(
+            uptime_s=now_s - self._started_s,
+            rss_bytes=resident_bytes(),
+            models=loads,
+            device=device,
+        )
+        self._send(Load(snapshot, decisions))

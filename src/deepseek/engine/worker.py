@@ -1,4 +1,4 @@
-"""The worker process: `python -m deepseek.engine.worker`, its spec as JSON on standard input.
+"""The worker process: `python -m deepseek.engine.worker`, its spec on standard input.
 
 It connects to the platform's Unix socket, loads its models, reports `Ready` and enters the step
 loop. One thread reads commands and one writes events, so that a step never waits for the socket.
@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import threading
+import time
+from pathlib import Path
 from queue import SimpleQueue
 
 import msgspec
@@ -20,16 +22,24 @@ from deepseek.core.wire import (
     FRAME_HEADER,
     Event,
     ModelInfo,
+    ModelSpec,
     Ready,
     WorkerSpec,
     command_decoder,
     frame,
+    spec_decoder,
 )
 from deepseek.engine.base import Engine
 from deepseek.engine.device import prepare_device
+from deepseek.engine.hosted_model import HostedModel
 from deepseek.engine.selection import failed_info, load_model
 from deepseek.engine.step_loop import Inbox, StepLoop
-from deepseek.scheduling.step_policies import make_step_policy
+from deepseek.engine.step_record import StepRecord
+from deepseek.scheduling.batching.registry import make_batching_policy
+from deepseek.scheduling.sharing.registry import make_step_policy
+from deepseek.telemetry.meters import ModelMeter
+from deepseek.telemetry.sampling import DeviceSampler
+from deepseek.telemetry.sensors.registry import make_sensor
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +48,7 @@ def main() -> int:
     """Run the worker; returns the process's exit status."""
     # Ctrl-C goes to the whole process group; the platform decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
+    spec = spec_decoder.decode(sys.stdin.buffer.read())
     logging.basicConfig(
         level=spec.log_level.upper(),
         format=f"%(asctime)s %(levelname)s worker {spec.pool} %(name)s: %(message)s",
@@ -52,36 +62,53 @@ def main() -> int:
     threading.Thread(target=_read, args=(connection, commands), daemon=True).start()
     try:
         device = prepare_device(spec)
-        policy = make_step_policy(spec.step_policy, {m.name: m.share for m in spec.models})
+        policy = make_step_policy(
+            spec.step_policy, {m.name: m.qos for m in spec.models}, max_step_s=spec.max_step_s
+        )
     except DeepseekError as error:
         logger.error("%s", error.message)
         return 2
-    engines, infos = _load_models(spec, device)
+    models, infos = _load_models(spec, device)
     events.put(Ready(os.getpid(), infos))
     StepLoop(
-        engines,
+        models,
         policy,
+        sensor=_started_sensor(spec, device),
         commands=commands,
         send=events.put,
         snapshot_interval_s=spec.snapshot_interval_s,
+        record=StepRecord(Path(spec.step_record)) if spec.step_record else None,
     ).run()
     events.put(None)
     writer.join(timeout=5)
     return 0
 
 
-def _load_models(spec: WorkerSpec, device: str) -> tuple[dict[str, Engine], list[ModelInfo]]:
+def _load_models(spec: WorkerSpec, device: str) -> tuple[list[HostedModel], list[ModelInfo]]:
     """Load every model; one that cannot be loaded is reported and the others serve."""
-    engines: dict[str, Engine] = {}
+    hosted: list[HostedModel] = []
     infos: list[ModelInfo] = []
     for model in spec.models:
         try:
-            engines[model.name], info = load_model(model, spec, device=device)
+            engine, info = load_model(model, spec, device=device)
+            hosted.append(_hosted(model, engine))
         except (DeepseekError, OSError) as error:
             logger.error("model %s cannot be loaded: %s", model.name, error)
             info = failed_info(model, error)
         infos.append(info)
-    return engines, infos
+    return hosted, infos
+
+
+def _hosted(model: ModelSpec, engine: Engine) -> HostedModel:
+    policy = make_batching_policy(model.qos.policy, model.name, model.qos, engine.limits)
+    return HostedModel(engine, policy, ModelMeter(time.monotonic()), qos=model.qos)
+
+
+def _started_sensor(spec: WorkerSpec, device: str) -> DeviceSampler:
+    sensor = make_sensor(device, cpus=sorted(os.sched_getaffinity(0)))
+    sampler = DeviceSampler(sensor, interval_s=spec.snapshot_interval_s)
+    sampler.start()
+    return sampler
 
 
 def _read(connection: socket.socket, commands: Inbox) -> None:

@@ -25,8 +25,8 @@ from deepseek.core.load import LoadSnapshot
 from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import (
     Abort,
-    AdapterDone,
     AdapterSpec,
+    Done,
     DropAdapter,
     Encode,
     Encoded,
@@ -72,7 +72,7 @@ class RestartPolicy:
 
 
 _Request = GenerateRequest | EncodeRequest | LoadAdapter | DropAdapter
-_Answer = TokenDelta | Encoded | AdapterDone | DeepseekError
+_Answer = TokenDelta | Encoded | Done | DeepseekError
 
 
 @dataclass(slots=True, eq=False)
@@ -317,10 +317,11 @@ class Replica:
             case Encoded():
                 self._num_crashes = 0
                 self._deliver(event.id, event)
-            case AdapterDone(request_id):
+            case Done(request_id):
                 self._deliver(request_id, event)
-            case Failed(request_id, code, message, param):
-                self._deliver(request_id, error_from_wire(code, message, param=param))
+            case Failed(request_id, code, message, param, retry_after_s):
+                error = error_from_wire(code, message, param=param, retry_after_s=retry_after_s)
+                self._deliver(request_id, error)
             case Load(snapshot):
                 self.snapshot = snapshot
                 if self._observer is not None:

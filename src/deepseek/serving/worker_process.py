@@ -19,6 +19,7 @@ from deepseek.core.wire import (
     Command,
     Event,
     WorkerSpec,
+    encode_spec,
     event_decoder,
     frame,
 )
@@ -127,7 +128,7 @@ async def _connect(
     stdin = process.stdin
     if stdin is None:
         raise WorkerDied("the worker has no standard input")
-    stdin.write(msgspec.json.encode(spec))
+    stdin.write(encode_spec(spec))
     stdin.close()
     exited = asyncio.ensure_future(process.wait())
     try:

@@ -1,7 +1,8 @@
 """The workers' part of `/metrics`: each pool's latest load report, as Prometheus families.
 
 A worker counts from its own start, so its counters begin again at zero after a restart, as
-Prometheus expects of a restarted process. A pool whose worker is down shows no load at all.
+Prometheus expects of a restarted process. A pool whose worker is down shows no load at all, and a
+signal that is unknown is not on the page.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,34 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from deepseek.core.load import LoadSnapshot, ModelLoad
+from deepseek.core.load import DeviceLoad, LoadSnapshot, ModelLoad
+from deepseek.telemetry.worker_families import (
+    DEVICE_GAUGES,
+    MODEL_COUNTERS,
+    MODEL_GAUGES,
+    POOL_GAUGES,
+    Family,
+)
 
-_POOL_GAUGES = {
-    "uptime_s": ("deepseek_worker_uptime_seconds", "Seconds since the worker loaded its models."),
-    "rss_bytes": ("deepseek_worker_resident_memory_bytes", "Resident memory of the worker."),
-}
-_MODEL_GAUGES = {
-    "num_waiting": ("deepseek_model_waiting_requests", "Requests in the worker's queue."),
-    "num_running": ("deepseek_model_running_requests", "Requests in the running batch."),
-    "kv_tokens_used": ("deepseek_model_kv_used_tokens", "KV-cache tokens of running requests."),
-    "kv_tokens_cached": (
-        "deepseek_model_kv_cached_tokens",
-        "KV-cache tokens kept for prefix reuse only; they give way to running requests.",
-    ),
-    "kv_tokens_capacity": ("deepseek_model_kv_capacity_tokens", "KV-cache tokens that fit."),
-}
-_MODEL_COUNTERS = {
-    "busy_s": ("deepseek_model_busy_seconds_total", "Device time this model has used."),
-    "num_steps": ("deepseek_model_steps_total", "Engine steps run for this model."),
-    "num_preemptions": (
-        "deepseek_model_preemptions_total",
-        "Generations put back into the queue because the KV cache was full.",
-    ),
-    "prefix_hit_tokens": (
-        "deepseek_model_prefix_hit_tokens_total",
-        "Prompt tokens found in the prefix cache instead of computed.",
-    ),
-}
+_Sample = tuple[list[str], float]
 
 
 class WorkerCollector(Collector):
@@ -75,21 +58,36 @@ class WorkerCollector(Collector):
             ["pool"],
             (([pool], count) for pool, count in self._restarts.items()),
         )
-        for field, about in _POOL_GAUGES.items():
-            yield _gauge(about, ["pool"], self._of_pools(field))
-        for field, about in _MODEL_GAUGES.items():
-            yield _gauge(about, ["pool", "model"], self._of_models(field))
-        for field, about in _MODEL_COUNTERS.items():
-            yield _counter(about, ["pool", "model"], self._of_models(field))
+        for family in POOL_GAUGES:
+            yield _gauge(family.about, ["pool"], self._of_pools(family))
+        for family in DEVICE_GAUGES:
+            yield _gauge(family.about, ["pool"], self._of_devices(family))
+        for family in MODEL_GAUGES:
+            yield _gauge(family.about, ["pool", "model"], self._of_models(family))
+        for family in MODEL_COUNTERS:
+            yield _counter(family.about, ["pool", "model"], self._of_models(family))
 
-    def _of_pools(self, field: str) -> Iterator[tuple[list[str], float]]:
+    def _of_pools(self, family: Family) -> Iterator[_Sample]:
         for pool, snapshot in self._snapshots.items():
-            yield [pool], float(getattr(snapshot, field))
+            yield from _known([pool], snapshot, family)
 
-    def _of_models(self, field: str) -> Iterator[tuple[list[str], float]]:
+    def _of_devices(self, family: Family) -> Iterator[_Sample]:
+        for pool, snapshot in self._snapshots.items():
+            yield from _known([pool], snapshot.device, family)
+
+    def _of_models(self, family: Family) -> Iterator[_Sample]:
         for pool, snapshot in self._snapshots.items():
             for load in _by_model(snapshot.models).values():
-                yield [pool, load.model], float(getattr(load, field))
+                yield from _known([pool, load.model], load, family)
+
+
+def _known(
+    labels: list[str], report: LoadSnapshot | DeviceLoad | ModelLoad, family: Family
+) -> Iterator[_Sample]:
+    """Yield the field's value, or nothing where it is unknown: 0 would be a lie."""
+    value = getattr(report, family.field)
+    if value is not None:
+        yield labels, float(value) * family.scale
 
 
 def _by_model(loads: Iterable[ModelLoad]) -> Mapping[str, ModelLoad]:
@@ -97,18 +95,14 @@ def _by_model(loads: Iterable[ModelLoad]) -> Mapping[str, ModelLoad]:
     return {load.model: load for load in loads}
 
 
-def _gauge(
-    about: tuple[str, str], labels: list[str], samples: Iterable[tuple[list[str], float]]
-) -> Metric:
+def _gauge(about: tuple[str, str], labels: list[str], samples: Iterable[_Sample]) -> Metric:
     family = GaugeMetricFamily(*about, labels=labels)
     for values, value in samples:
         family.add_metric(values, value)
     return family
 
 
-def _counter(
-    about: tuple[str, str], labels: list[str], samples: Iterable[tuple[list[str], float]]
-) -> Metric:
+def _counter(about: tuple[str, str], labels: list[str], samples: Iterable[_Sample]) -> Metric:
     family = CounterMetricFamily(*about, labels=labels)
     for values, value in samples:
         family.add_metric(values, value)

@@ -16,10 +16,11 @@ import torch
 
 from deepseek.core.errors import InvalidRequest
 from deepseek.core.load import ModelLoad
+from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, FinishReason
 from deepseek.core.wire import Failed, TokenDelta
 from deepseek.engine.adapters import AdapterSet
-from deepseek.engine.base import Output, Request
+from deepseek.engine.base import Output, Request, StepReport
 from deepseek.engine.batch_scheduler import BatchScheduler, Part
 from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.request_checks import check_generation
@@ -27,6 +28,7 @@ from deepseek.engine.runner import PendingStep, Runner
 from deepseek.engine.sampling import describe, history
 from deepseek.engine.sequence import Sequence
 from deepseek.engine.speculation import Speculation
+from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, StepShape
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +62,36 @@ class DecoderEngine:
         self._adapters = adapters
         self._speculation = speculation
         self._in_flight: PendingStep | None = None
+        self._qos = QoS()
+        self._found_no_memory = False
+        self.last_step: StepReport | None = None
+
+    @property
+    def limits(self) -> StepLimits:
+        """What the device allows a step."""
+        scheduler = self._scheduler
+        return StepLimits(max_tokens=scheduler.max_step_tokens, max_sequences=scheduler.max_running)
 
     @property
     def has_work(self) -> bool:
         scheduler = self._scheduler
         return bool(scheduler.waiting or scheduler.running or self._in_flight)
 
-    def add(self, request: Request) -> None:
+    def expect(self, qos: QoS) -> None:
+        """Give requests added from now on these deadlines."""
+        self._qos = qos
+
+    def demand(self, now_s: float) -> Demand:
+        """Show the scheduler's own queues."""
+        scheduler = self._scheduler
+        return Demand(
+            now_s=now_s,
+            waiting=scheduler.waiting,
+            running=scheduler.running,
+            is_in_flight=self._in_flight is not None,
+        )
+
+    def add(self, request: Request, *, now_s: float | None = None) -> None:
         """Check a generation and queue it."""
         if isinstance(request, EncodeRequest):
             raise InvalidRequest(f"model {self.name!r} generates; it does not encode")
@@ -74,12 +99,16 @@ class DecoderEngine:
         params, prompt = request.sampling, request.prompt_token_ids
         matcher = self._grammars.matcher(params.grammar) if params.grammar else None
         adapter = None if request.adapter is None else self._adapters.acquire(request.adapter)
+        arrived_s = time.monotonic() if now_s is None else now_s
         self._scheduler.add(
             Sequence(
                 adapter=adapter,
                 request=request,
                 tokens=list(prompt),
                 num_prompt=len(prompt),
+                arrived_s=arrived_s,
+                due_s=arrived_s + self._qos.ttft_s,
+                itl_s=self._qos.itl_s,
                 # Not cryptography: reproducible draws.
                 generator=random.Random(params.seed),  # noqa: S311
                 matcher=matcher,
@@ -87,12 +116,15 @@ class DecoderEngine:
             )
         )
 
-    def step(self) -> list[Output]:
+    def step(self, plan: StepPlan | None = None) -> list[Output]:
         """Run one mixed batch, or start it and return what the one before it produced."""
+        self.last_step = None
+        self._found_no_memory = False
         if self._in_flight is not None and self._must_wait():
             return self._collect()  # given out before a start that fails could lose it
         started_s = time.perf_counter()
-        started = self._start()
+        started = self._start(plan)
+        self.last_step = self._report(started)
         outputs = self._collect()
         self._in_flight = started
         if started is not None and (self._speculation or not self._runner.is_asynchronous):
@@ -164,9 +196,11 @@ class DecoderEngine:
             s.needs_last_token for s in self._scheduler.running
         )
 
-    def _start(self) -> PendingStep | None:
+    def _start(self, plan: StepPlan | None) -> PendingStep | None:
         speculation = self._speculation
-        parts = self._scheduler.schedule(None if speculation is None else speculation.draft)
+        parts = self._scheduler.schedule(
+            None if speculation is None else speculation.draft, plan=plan
+        )
         if not parts:
             return None
         try:
@@ -177,8 +211,40 @@ class DecoderEngine:
             self._take_back(parts)
             return None
 
+    def _report(self, started: PendingStep | None) -> StepReport | None:
+        """Describe a step for those who learn what steps cost."""
+        if started is None:
+            if not self._found_no_memory:
+                return None
+            nothing = StepShape(
+                num_prefill_tokens=0, num_decoding=0, num_context_tokens=0, num_sequences=0
+            )
+            return StepReport(shape=nothing, found_no_memory=True)
+        now_s = time.monotonic()
+        num_prefill = num_decoding = num_context = 0
+        waits: list[float] = []
+        for part in started.parts:
+            sequence = part.sequence
+            num_context += part.start + part.num_rows
+            is_single = part.num_rows == 1 + len(part.draft)
+            if is_single and sequence.num_output + sequence.num_in_flight > part.num_due:
+                num_decoding += 1
+            else:
+                num_prefill += part.num_rows
+            if not sequence.has_begun:
+                sequence.has_begun = True
+                waits.append(now_s - sequence.arrived_s)
+        shape = StepShape(
+            num_prefill_tokens=num_prefill,
+            num_decoding=num_decoding,
+            num_context_tokens=num_context,
+            num_sequences=len(started.parts),
+        )
+        return StepReport(shape=shape, waits_s=tuple(waits))
+
     def _take_back(self, parts: list[Part]) -> None:
         """Undo a step that found no memory, and make the next ones smaller."""
+        self._found_no_memory = True
         scheduler = self._scheduler
         num_rows = sum(part.num_rows for part in parts)
         for part in parts:
@@ -204,6 +270,7 @@ class DecoderEngine:
         if pending is None:
             return []
         tokens, logprobs = pending.wait()
+        now_s = time.monotonic()
         outputs: list[Output] = []
         row = 0
         for part in pending.parts:
@@ -211,6 +278,8 @@ class DecoderEngine:
             row += part.num_due
             if not part.sequence.is_over:
                 outputs.extend(self._advance(part, [tokens[r] for r in rows], rows, logprobs))
+                if part.num_due:
+                    part.sequence.was_answered(now_s)
         return outputs
 
     def _advance(

@@ -5,19 +5,24 @@ a batch worth about `max_step_tokens` tokens; the oldest always takes part, so t
 a full batch and nobody is passed over for long.
 """
 
+import itertools
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from deepseek.core.errors import ContextLengthExceeded, InvalidRequest
 from deepseek.core.load import ModelLoad
+from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import Encoded
-from deepseek.engine.base import Output, Request
+from deepseek.engine.base import Output, Request, StepReport
 from deepseek.engine.models.encoder import Encoder
+from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, StepShape
 
 LOOK_AHEAD = 512
 """Queued sequences from which a batch is chosen."""
@@ -32,10 +37,21 @@ class _Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Item:
+    """One sequence of a request; a `QueuedRequest` to batching policies."""
+
     job: _Job
     index: int
     token_ids: list[int]
     type_ids: list[int] | None
+    arrived_s: float
+    due_s: float
+    num_pending: int
+    """All its tokens: an encoder computes them in one step."""
+    num_computed: int = 0
+
+    @property
+    def id(self) -> int:
+        return self.job.request.id
 
 
 class EncoderEngine:
@@ -48,12 +64,23 @@ class EncoderEngine:
         self._max_step_tokens = max_step_tokens
         self._queue: deque[_Item] = deque()
         self._stepping: list[_Item] = []
+        self._qos = QoS()
+        self.limits = StepLimits(max_tokens=max_step_tokens, max_sequences=LOOK_AHEAD)
+        self.last_step: StepReport | None = None
 
     @property
     def has_work(self) -> bool:
         return bool(self._queue)
 
-    def add(self, request: Request) -> None:
+    def expect(self, qos: QoS) -> None:
+        """Give requests added from now on these deadlines."""
+        self._qos = qos
+
+    def demand(self, now_s: float) -> Demand:
+        """Show the queue; nothing runs between two steps."""
+        return Demand(now_s=now_s, waiting=self._queue, running=())
+
+    def add(self, request: Request, *, now_s: float | None = None) -> None:
         """Check the sequences and queue them."""
         if isinstance(request, GenerateRequest):
             raise InvalidRequest(f"model {self.name!r} encodes; it does not generate")
@@ -65,17 +92,20 @@ class EncoderEngine:
         if request.token_type_ids is not None:
             self._check_types(request.token_type_ids, request.sequences)
             types = request.token_type_ids
+        arrived_s = time.monotonic() if now_s is None else now_s
+        due_s = arrived_s + self._qos.ttft_s
         job = _Job(request, [None] * len(request.sequences), len(request.sequences))
         self._queue.extend(
-            _Item(job, index, token_ids, type_ids)
+            _Item(job, index, token_ids, type_ids, arrived_s, due_s, len(token_ids))
             for index, (token_ids, type_ids) in enumerate(
                 zip(request.sequences, types, strict=True)
             )
         )
 
-    def step(self) -> list[Output]:
+    def step(self, plan: StepPlan | None = None) -> list[Output]:
         """Encode one batch; a request is answered when its last row is there."""
-        self._stepping = self._take_batch()
+        self._stepping = self._take_batch(plan)
+        self.last_step = self._report()
         if not self._stepping:
             return []
         types = [item.type_ids for item in self._stepping]
@@ -141,14 +171,34 @@ class EncoderEngine:
         if num_types > 1 and not all(0 <= t < num_types for row in type_ids for t in row):
             raise InvalidRequest(f"a token type is not below {num_types}", param="input")
 
-    def _take_batch(self) -> list[_Item]:
+    def _take_batch(self, plan: StepPlan | None) -> list[_Item]:
         """Remove from the queue, and return, what the encoder chooses of it."""
-        if not self._queue:
+        max_tokens, window = self._max_step_tokens, LOOK_AHEAD
+        candidates: Sequence[_Item] = self._queue
+        if plan is not None:
+            max_tokens, window = min(max_tokens, plan.max_tokens), min(window, plan.max_sequences)
+            if plan.order is not None:
+                candidates = cast("Sequence[_Item]", plan.order)  # shown to it by `demand`
+        first = list(itertools.islice(candidates, window))
+        if not first:
             return []
-        window = [self._queue.popleft() for _ in range(min(LOOK_AHEAD, len(self._queue)))]
-        chosen = self._encoder.choose(
-            [len(item.token_ids) for item in window], max_tokens=self._max_step_tokens
+        chosen = self._encoder.choose([item.num_pending for item in first], max_tokens=max_tokens)
+        taken = [first[i] for i in chosen]
+        gone = set(map(id, taken))
+        self._queue = deque(item for item in self._queue if id(item) not in gone)
+        return taken
+
+    def _report(self) -> StepReport | None:
+        if not self._stepping:
+            return None
+        num_tokens = sum(item.num_pending for item in self._stepping)
+        now_s = time.monotonic()
+        return StepReport(
+            shape=StepShape(
+                num_prefill_tokens=num_tokens,
+                num_decoding=0,
+                num_context_tokens=num_tokens,
+                num_sequences=len(self._stepping),
+            ),
+            waits_s=tuple(now_s - item.arrived_s for item in self._stepping),
         )
-        taken = set(chosen)
-        self._queue.extendleft(window[i] for i in range(len(window) - 1, -1, -1) if i not in taken)
-        return [window[i] for i in chosen]

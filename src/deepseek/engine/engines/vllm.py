@@ -35,6 +35,7 @@ from deepseek.core.errors import (
     UnsupportedParameter,
 )
 from deepseek.core.load import ModelLoad
+from deepseek.core.qos import QoS
 from deepseek.core.requests import (
     EncodeRequest,
     FinishReason,
@@ -43,9 +44,10 @@ from deepseek.core.requests import (
     TokenLogprobs,
 )
 from deepseek.core.wire import Failed, ModelInfo, ModelSpec, TokenDelta, WorkerSpec
-from deepseek.engine.base import Output, Request
+from deepseek.engine.base import Output, Request, StepReport
 from deepseek.engine.device import kv_bytes, step_limits
 from deepseek.engine.request_checks import check_generation
+from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, StepShape
 from deepseek.weights.model_directory import ModelDirectory
 
 logger = logging.getLogger(__name__)
@@ -102,13 +104,38 @@ def load_vllm_engine(
 
 @dataclass(slots=True)
 class _Open:
-    """A request that vLLM holds."""
+    """A request that vLLM holds; a `QueuedRequest` to batching policies."""
 
     request: GenerateRequest
     core_id: str
     """The id under which vLLM's scheduler knows it."""
+    arrived_s: float
+    due_s: float
+    itl_s: float
+    first_token_s: float | None = None
+    num_output: int = 0
+    has_begun: bool = False
     has_reported: bool = False
     """True once a delta has told how much of the prompt was cached."""
+
+    @property
+    def id(self) -> int:
+        return self.request.id
+
+    @property
+    def num_pending(self) -> int:
+        return 1 if self.num_output else len(self.request.prompt_token_ids)
+
+    @property
+    def num_computed(self) -> int:
+        return len(self.request.prompt_token_ids) + self.num_output if self.num_output else 0
+
+    def was_answered(self, num_tokens: int, *, now_s: float) -> None:
+        """Note that tokens came, and when the next one is due."""
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        self.num_output += num_tokens
+        self.due_s = self.first_token_s + self.num_output * self.itl_s
 
 
 class VllmEngine:
@@ -123,12 +150,28 @@ class VllmEngine:
         self._eos_token_ids = eos_token_ids
         self._open: dict[str, _Open] = {}
         self._prefix_hit_tokens = 0
+        self._qos = QoS()
+        self.limits = StepLimits(
+            max_tokens=llm.vllm_config.scheduler_config.max_num_batched_tokens,
+            max_sequences=llm.vllm_config.scheduler_config.max_num_seqs,
+        )
+        self.last_step: StepReport | None = None
 
     @property
     def has_work(self) -> bool:
         return bool(self._open)
 
-    def add(self, request: Request) -> None:
+    def expect(self, qos: QoS) -> None:
+        """Give requests added from now on these deadlines."""
+        self._qos = qos
+
+    def demand(self, now_s: float) -> Demand:
+        """Show what vLLM holds; it batches by itself, so its steps always start at once."""
+        waiting = [opened for opened in self._open.values() if not opened.has_begun]
+        running = [opened for opened in self._open.values() if opened.has_begun]
+        return Demand(now_s=now_s, waiting=waiting, running=running, is_in_flight=True)
+
+    def add(self, request: Request, *, now_s: float | None = None) -> None:
         """Check a generation and give it to vLLM's scheduler."""
         if isinstance(request, EncodeRequest):
             raise InvalidRequest(f"model {self.name!r} generates; it does not encode")
@@ -150,11 +193,17 @@ class VllmEngine:
             kind = InvalidRequest if request.sampling.grammar is None else InvalidGrammar
             param = getattr(error, "parameter", None)
             raise kind(f"vLLM refuses it: {_reason(error)}", param=param) from error
-        self._open[key] = _Open(request, core_id)
+        arrived_s = time.monotonic() if now_s is None else now_s
+        self._open[key] = _Open(
+            request, core_id, arrived_s, arrived_s + self._qos.ttft_s, self._qos.itl_s
+        )
 
-    def step(self) -> list[Output]:
-        """Run one step of vLLM's scheduler and model."""
-        return [out for answer in self._llm.step() for out in self._translate(answer)]
+    def step(self, plan: StepPlan | None = None) -> list[Output]:
+        """Run one step of vLLM's scheduler and model, which have limits of their own."""
+        self.last_step = None
+        answers = self._llm.step()
+        self.last_step = self._report()
+        return [out for answer in answers for out in self._translate(answer)]
 
     def abort(self, request_id: int) -> None:
         """Drop a request; its blocks are free at once, its computed prefix stays reusable."""
@@ -196,6 +245,30 @@ class VllmEngine:
         self._core.close()
         del self._llm, self._core
 
+    def _report(self) -> StepReport | None:
+        """Describe the batch that vLLM scheduled last."""
+        scheduled = self._core.last_step
+        if not scheduled:
+            return None
+        now_s = time.monotonic()
+        num_decoding = num_context = 0
+        waits: list[float] = []
+        for opened in self._open.values():
+            if opened.core_id not in scheduled:
+                continue
+            num_context += opened.num_computed
+            num_decoding += opened.num_output > 0
+            if not opened.has_begun:
+                opened.has_begun = True
+                waits.append(now_s - opened.arrived_s)
+        shape = StepShape(
+            num_prefill_tokens=sum(scheduled.values()) - num_decoding,
+            num_decoding=num_decoding,
+            num_context_tokens=num_context,
+            num_sequences=len(scheduled),
+        )
+        return StepReport(shape=shape, waits_s=tuple(waits))
+
     def _translate(self, answer: RequestOutput) -> Iterator[Output]:
         opened = self._open.get(answer.request_id)
         if opened is None:
@@ -213,6 +286,7 @@ class VllmEngine:
         cached = 0 if opened.has_reported else answer.num_cached_tokens or 0
         opened.has_reported = True
         self._prefix_hit_tokens += cached
+        opened.was_answered(len(completion.token_ids), now_s=time.monotonic())
         logprobs = None
         if opened.request.sampling.num_logprobs is not None:
             logprobs = _logprobs(completion, num_top=opened.request.sampling.num_logprobs)
@@ -227,8 +301,8 @@ class _Core:
         self._core = self._client.engine_core
         self._scheduler = self._core.scheduler
         self._cache = llm.vllm_config.cache_config
-        self.last_step: frozenset[str] = frozenset()
-        """Ids of the requests in the batch that was scheduled last."""
+        self.last_step: dict[str, int] = {}
+        """The batch that was scheduled last: tokens by id of the request."""
         self.num_preemptions = 0
         self._watch_schedules()
 
@@ -262,7 +336,7 @@ class _Core:
 
         def watched(*args: Any, **options: Any) -> Any:
             scheduled = schedule(*args, **options)
-            self.last_step = frozenset(scheduled.num_scheduled_tokens)
+            self.last_step = dict(scheduled.num_scheduled_tokens)
             self.num_preemptions += len(scheduled.preempted_req_ids or ())
             return scheduled
 

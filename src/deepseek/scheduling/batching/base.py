@@ -5,10 +5,10 @@ time it is, so that the same object serves a worker, the simulator and the repla
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
+from deepseek.core.decisions import Decision
 from deepseek.core.load import DeviceLoad, ModelLoad
 from deepseek.core.qos import QoS
 
@@ -56,6 +56,8 @@ class Demand:
     """Not begun, in order of arrival."""
     running: Sequence[QueuedRequest]
     """Begun and not finished, in order of admission."""
+    is_in_flight: bool = False
+    """The device works ahead: results will come without another step, and must be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,29 +85,6 @@ class StepShape:
     num_context_tokens: int
     """Tokens of context that the step's rows attended to, summed over its sequences."""
     num_sequences: int
-
-
-class TimeScale(StrEnum):
-    """Which loop decided."""
-
-    MEDIUM = "medium"
-    SLOW = "slow"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """A change that a policy made, with what it saw."""
-
-    at_s: float
-    """On the clock of the calls that led to it."""
-    model: str
-    scale: TimeScale
-    action: str
-    """Stable word: `raise-batch-cap`, `cap-admission`, ..."""
-    reason: str
-    """One plain sentence for `deepseek why`."""
-    signals: dict[str, Any] = field(default_factory=dict)
-    """The signals that decided, by name."""
 
 
 class BatchingPolicy(Protocol):

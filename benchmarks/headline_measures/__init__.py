@@ -1,0 +1,1 @@
+"""What `benchmarks/headline.py` measures."""

@@ -1,0 +1,164 @@
+"""One model of a worker: its engine, the policy that batches for it, and its account."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from deepseek.core.decisions import Decision
+from deepseek.core.errors import DeadlineUnreachable
+from deepseek.core.load import DeviceLoad, ModelLoad
+from deepseek.core.qos import QoS
+from deepseek.core.requests import EncodeRequest
+from deepseek.core.wire import Encoded, Failed, TokenDelta
+from deepseek.engine.base import Engine, Output, Request, StepReport
+from deepseek.scheduling.batching.base import BatchingPolicy, Demand, QueuedRequest
+from deepseek.telemetry.meters import ModelMeter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What came of one step of one model."""
+
+    outputs: list[Output]
+    report: StepReport | None
+    """None: nothing was given to the device."""
+
+
+class HostedModel:
+    """Lives in the step loop's thread; every call says what time it is."""
+
+    def __init__(
+        self, engine: Engine, policy: BatchingPolicy, meter: ModelMeter, *, qos: QoS
+    ) -> None:
+        self.engine = engine
+        self.qos = qos
+        self._policy = policy
+        self._meter = meter
+        self.busy_s = 0.0
+        """Device time used."""
+        self.num_steps = 0
+        self.step_s = 0.0
+        """What the last steps took, the latest counting most: what the next is expected to."""
+        self._refuse_s = 1.0
+        engine.expect(qos)
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    def add(self, request: Request, *, now_s: float) -> None:
+        """Queue a request; raises as `Engine.add`."""
+        self.engine.add(request, now_s=now_s)
+        num_sequences = len(request.sequences) if isinstance(request, EncodeRequest) else 1
+        for _ in range(num_sequences):
+            self._meter.arrived(now_s)
+
+    def ready_at(self, now_s: float) -> float | None:
+        """Return when the next step should start; None: there is nothing to do."""
+        if not self.engine.has_work:
+            return None
+        demand = self.engine.demand(now_s)
+        if demand.is_in_flight or not (demand.waiting or demand.running):
+            return now_s
+        return self._policy.ready_at(demand)
+
+    def step(self, now_s: float, *, max_step_s: float) -> StepResult:
+        """Run one step as the policy plans it; raises what the engine raises."""
+        plan = self._policy.plan(self.engine.demand(now_s), max_step_s=max_step_s)
+        outputs: list[Output] = []
+        if plan.refused:
+            outputs += self._refuse(plan.refused)
+        outputs += self.engine.step(plan)
+        return StepResult(outputs=outputs, report=self.engine.last_step)
+
+    def account(self, result: StepResult, *, seconds: float, now_s: float) -> None:
+        """Learn from a step that took `seconds` and ended at `now_s`."""
+        self._charge(seconds)
+        for output in result.outputs:
+            for _ in range(_num_finished(output)):
+                self._meter.finished()
+        report = result.report
+        if report is None:
+            return
+        for wait_s in report.waits_s:
+            self._meter.began(now_s, wait_s=wait_s)
+        self._meter.stepped(
+            seconds,
+            num_sequences=report.shape.num_sequences,
+            cap=self.engine.limits.max_sequences,
+            is_failed=report.found_no_memory,
+        )
+        self._policy.observe(report.shape, seconds=seconds, is_out_of_memory=report.found_no_memory)
+
+    def fail(self, *, seconds: float) -> list[int]:
+        """Account for a step that failed; return the ids of the requests that went with it."""
+        self._charge(seconds)
+        self._meter.stepped(
+            seconds, num_sequences=0, cap=self.engine.limits.max_sequences, is_failed=True
+        )
+        return self.engine.fail_running()
+
+    def load(self, now_s: float) -> ModelLoad:
+        """Return the model's signals."""
+        demand = self.engine.demand(now_s)
+        oldest_s = min((request.arrived_s for request in demand.waiting), default=None)
+        return replace(
+            self.engine.load(),
+            busy_s=self.busy_s,
+            num_steps=self.num_steps,
+            oldest_wait_s=None if oldest_s is None else max(0.0, now_s - oldest_s),
+            deadline_slack_s=_least_slack(demand),
+            **self._meter.read(now_s),
+        )
+
+    def adjust(self, load: ModelLoad, device: DeviceLoad, *, now_s: float) -> list[Decision]:
+        """Let the policy take the signals; return what it decided."""
+        rate = load.service_rate
+        self._refuse_s = 1.0 if not rate else min(60.0, max(1.0, load.num_waiting / rate))
+        return self._policy.adjust(load, device, now_s=now_s)
+
+    def reconfigure(self, qos: QoS) -> None:
+        """Take new settings from the next step on; requests keep the deadlines they came with."""
+        self.qos = qos
+        self.engine.expect(qos)
+        self._policy.reconfigure(qos)
+
+    def _charge(self, seconds: float) -> None:
+        self.busy_s += seconds
+        self.num_steps += 1
+        self.step_s += (seconds - self.step_s) / min(self.num_steps, 8)
+
+    def _refuse(self, requests: Sequence[QueuedRequest]) -> list[Output]:
+        outputs: list[Output] = []
+        for request_id in dict.fromkeys(request.id for request in requests):
+            self.engine.abort(request_id)
+            outputs.append(
+                Failed(
+                    request_id,
+                    DeadlineUnreachable.code,
+                    f"model {self.name!r} is overloaded: the request could not have been answered "
+                    "by its deadline",
+                    retry_after_s=self._refuse_s,
+                )
+            )
+        return outputs
+
+
+def _least_slack(demand: Demand) -> float | None:
+    due_s = min(
+        (r.due_s for queue in (demand.waiting, demand.running) for r in queue), default=None
+    )
+    if due_s is None or math.isinf(due_s):
+        return None
+    return due_s - demand.now_s
+
+
+def _num_finished(output: Output) -> int:
+    """Return how many requests (an encoder's: sequences) were served to their end."""
+    match output:
+        case TokenDelta():
+            return int(output.finish_reason is not None)
+        case Encoded():
+            return output.num_rows
+        case Failed():
+            return 0

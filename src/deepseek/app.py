@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from deepseek.administration import LiveDeployment
 from deepseek.core.errors import (
     AdapterRejected,
     ConfigurationError,
@@ -30,7 +31,6 @@ from deepseek.core.errors import (
     ModelSourceError,
 )
 from deepseek.core.load import LoadSnapshot
-from deepseek.core.qos import QoS
 from deepseek.core.requests import Task
 from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
 from deepseek.deployment_file import DeploymentFile
@@ -56,18 +56,29 @@ def run(
     progress: AbstractContextManager[Progress],
     announce: Callable[[str], None],
     log_level: str = "info",
+    written: DeploymentFile | None = None,
 ) -> int:
     """Serve a deployment file until a signal ends it; returns the exit status.
+
+    `written` is the file without what the command line put over it: what `deepseek apply` compares.
 
     The address is taken first and the models are fetched, converted and checked before any worker
     starts, so that a wrong file fails at once. Raises errors of `core.errors`.
     """
     with bind(file.gateway.host, file.gateway.port) as listener:
+        written = written or file
         with progress as stages:
             file, directories = prepare(file, base_dir=base_dir, progress=stages)
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(
-                _serve(file, directories, listener, announce=announce, log_level=log_level)
+                _serve(
+                    file,
+                    directories,
+                    listener,
+                    written=written,
+                    announce=announce,
+                    log_level=log_level,
+                )
             )
 
 
@@ -177,7 +188,7 @@ def _check_adapters(
 
 
 def with_absolute_paths(file: DeploymentFile, *, base_dir: Path) -> DeploymentFile:
-    """Return the file with the paths of its adapters as a worker in any directory finds them."""
+    """Return the file with the paths of adapters and records as a worker anywhere finds them."""
 
     def absolute(path: str) -> str:
         return str((base_dir / path).resolve())
@@ -191,7 +202,17 @@ def with_absolute_paths(file: DeploymentFile, *, base_dir: Path) -> DeploymentFi
         )
         for name, settings in file.models.items()
     }
-    return file.model_copy(update={"models": models})
+    pools = {
+        name: settings.model_copy(
+            update={
+                field: absolute(path)
+                for field in ("step_record", "decision_record")
+                if (path := getattr(settings, field)) is not None
+            }
+        )
+        for name, settings in file.pools.items()
+    }
+    return file.model_copy(update={"models": models, "pools": pools})
 
 
 def build_platform(
@@ -207,6 +228,11 @@ def build_platform(
             _worker_spec(pool, settings, file, directories, log_level=log_level),
             _restart_policy(settings),
             observer=observer,
+            decisions_kept={
+                name: model.decisions_kept
+                for name, model in file.models.items()
+                if model.pool == pool
+            },
         )
         for pool, settings in file.pool_settings().items()
     }
@@ -239,6 +265,7 @@ async def _serve(
     directories: dict[str, ModelDirectory],
     listener: socket.socket,
     *,
+    written: DeploymentFile,
     announce: Callable[[str], None],
     log_level: str,
 ) -> int:
@@ -253,7 +280,12 @@ async def _serve(
             metrics.worker_restarted(pool)
 
     platform = build_platform(file, directories, observer=observe, log_level=log_level)
-    gateway = Gateway(platform, file.gateway, metrics=metrics)
+    gateway = Gateway(
+        platform,
+        file.gateway,
+        metrics=metrics,
+        administration=LiveDeployment(written, platform),
+    )
     host, port = listener.getsockname()[:2]
     serving = asyncio.create_task(gateway.serve(listener, on_drain=platform.begin_drain))
     starting = asyncio.create_task(platform.start())
@@ -294,7 +326,7 @@ def _worker_spec(
             task=directories[name].task if model.task == "auto" else Task(model.task),
             dtype=model.dtype,
             max_model_len=model.max_model_len,
-            qos=QoS(weight=model.share),
+            qos=model.to_qos(),
             quantization=model.quantization,
             speculation=model.speculation,
             engine=model.engine,
@@ -317,6 +349,10 @@ def _worker_spec(
         max_step_tokens=settings.max_step_tokens,
         max_running=settings.max_running,
         step_policy=settings.step_policy,
+        max_step_s=settings.max_step_time,
+        step_record=settings.step_record,
+        decision_record=settings.decision_record,
+        decision_record_bytes=settings.decision_record_bytes,
         snapshot_interval_s=settings.snapshot_interval_s,
         log_level=log_level,
         python=settings.python,

@@ -18,6 +18,7 @@ from deepseek.core.yaml_document import Fault, KeyPath, YamlDocument, read_yaml
 from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.settings import GatewaySettings
 from deepseek.scheduling.sharing.registry import step_policy_names
+from deepseek.serving.qos_faults import qos_faults
 from deepseek.serving.settings import ModelName, ModelSettings
 
 PoolName = Annotated[
@@ -81,6 +82,18 @@ def load_deployment_file(path: Path) -> DeploymentFile:
         ordered = sorted(unique.values(), key=lambda fault: fault.line)
         raise DeploymentFileError("\n".join(f"{path}:{fault.line}: {fault}" for fault in ordered))
     return deployment_file
+
+
+def parse_deployment(data: Any) -> DeploymentFile:
+    """Return the file that came as data; raises `DeploymentFileError` with one line per fault."""
+    try:
+        return DeploymentFile.model_validate(data, strict=True)
+    except ValidationError as error:
+        found = _cross_faults(data) + [f for f in plain_faults(error, DeploymentFile) if f[0]]
+        lines = dict.fromkeys(f"{'.'.join(map(str, place))}: {text}" for place, text in found)
+        # A fault without a place says that the data is no mapping at all.
+        text = "\n".join(lines) or "must be a mapping with `models` and a model under it"
+        raise DeploymentFileError(text) from None
 
 
 def deployment_file_schema() -> dict[str, Any]:
@@ -147,6 +160,7 @@ def _cross_faults(data: Any) -> list[tuple[KeyPath, str]]:
             found.append((("models", name, "pool"), f"no pool {pool!r}; {remedy}"))
         found += [(("models", name, key), text) for key, text in _length_faults(model)]
         found += [(("models", name, *place), text) for place, text in _adapter_faults(name, models)]
+    found += [(("models", *place), text) for place, text in qos_faults(models, pools)]
     for name, settings in pools.items():
         key = "step_policy" if "step_policy" in settings else "stepPolicy"
         policy = settings.get(key)

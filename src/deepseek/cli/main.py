@@ -6,7 +6,18 @@ import sys
 from collections.abc import Sequence
 
 from deepseek import __version__
-from deepseek.cli import adapters, bench, chat, models, schema, serve, validate, version
+from deepseek.cli import (
+    adapters,
+    apply,
+    bench,
+    chat,
+    models,
+    schema,
+    serve,
+    validate,
+    version,
+    why,
+)
 from deepseek.core.errors import DeepseekError
 
 _EPILOG = """\
@@ -24,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"deepseek {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (serve, validate, schema, models, adapters, chat, bench, version):
+    for module in (serve, validate, apply, why, schema, models, adapters, chat, bench, version):
         module.register(commands)
     return parser
 

@@ -42,9 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     from deepseek.deployment_file import load_deployment_file, quickstart_path
 
     path = Path(arguments.file) if arguments.file else quickstart_path()
-    deployment_file = listen_on(
-        load_deployment_file(path), host=arguments.host, port=arguments.port
-    )
+    written = load_deployment_file(path)
+    deployment_file = listen_on(written, host=arguments.host, port=arguments.port)
     app = import_app()
     base_dir = path.resolve().parent if arguments.file else Path.cwd()
     logging.basicConfig(
@@ -56,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=TerminalProgress(),
         announce=lambda text: print(text, flush=True),
         log_level=arguments.log_level,
+        written=written,
     )
     return code
 

@@ -57,6 +57,24 @@ async def get_json(client: HttpClient, path: str) -> dict[str, Any]:
         ) from None
 
 
+async def administer(client: HttpClient, method: str, path: str, *, body: Any = None) -> Any:
+    """Ask a route under `/admin`; raises a `DeepseekError` with the server's words or a remedy."""
+    try:
+        response = await client.request(method, path, body=body)
+    except HttpFailure as failure:
+        raise unreachable(client, failure) from None
+    if response.status != 200:
+        error = server_error(response)
+        if response.status == 404 and not isinstance(error, ModelNotFound):
+            raise ConfigurationError(
+                f"--url: {client.url} has no routes under /admin; where others reach the server "
+                "they are off unless its file says `gateway: {admin: true}`",
+                param="url",
+            )
+        raise error
+    return msgspec.json.decode(response.body)
+
+
 def unreachable(client: HttpClient, failure: HttpFailure) -> DeepseekError:
     """Return the error to show when the exchange itself failed."""
     if failure.kind in ("connection refused", "connection failed"):

@@ -14,6 +14,7 @@ _SIZE = re.compile(r"^\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]i?)?B?\s*$", re.IGNO
 _DURATION = re.compile(r"^\s*(\d{1,18}(?:\.\d{1,18})?)\s*(ms|s|m|h)\s*$")
 _SIZE_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
                  "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+_PERCENT = re.compile(r"^\s*(\d{1,18}(?:\.\d{1,18})?)\s*%\s*$")
 _DURATION_FACTORS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -47,6 +48,15 @@ def _parse_duration(value: Any) -> Any:
     return float(match[1]) * _DURATION_FACTORS[match[2]]
 
 
+def _parse_part(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = _PERCENT.match(value)
+    if match is None:
+        raise ValueError('is not a part of a whole; write a number (0.9) or a percentage ("90%")')
+    return float(match[1]) / 100
+
+
 SizeBytes = Annotated[int, BeforeValidator(_parse_size, json_schema_input_type=int | str)]
 """Bytes, as a number or as `512MiB`."""
 
@@ -59,3 +69,11 @@ DurationSeconds = Annotated[
     float, BeforeValidator(_parse_duration, json_schema_input_type=float | str)
 ]
 """Seconds, as a number or as `200ms`."""
+
+OptionalDurationSeconds = Annotated[
+    float | None, BeforeValidator(_parse_duration, json_schema_input_type=float | str | None)
+]
+"""The same where None is the default."""
+
+PartOfWhole = Annotated[float, BeforeValidator(_parse_part, json_schema_input_type=float | str)]
+"""A part of something, as a number from 0 to 1 or as `90%`."""

@@ -14,10 +14,18 @@ from annotated_types import Ge, Gt, Le
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from deepseek.core.settings import DurationSeconds, OptionalSizeBytes, Settings, SizeBytes
+from deepseek.core.settings import (
+    DurationSeconds,
+    OptionalDurationSeconds,
+    OptionalSizeBytes,
+    PartOfWhole,
+    Settings,
+    SizeBytes,
+)
 
 _SIZE_PARSERS = (get_args(SizeBytes)[1], get_args(OptionalSizeBytes)[1])
-_DURATION_PARSER = get_args(DurationSeconds)[1]
+_DURATION_PARSERS = (get_args(DurationSeconds)[1], get_args(OptionalDurationSeconds)[1])
+_PART_PARSER = get_args(PartOfWhole)[1]
 
 Place = tuple[str | int, ...]
 
@@ -81,8 +89,10 @@ def expected(field: FieldInfo | None, annotation: Any) -> str:
     metadata = field.metadata if field else []
     if any(parser in metadata for parser in _SIZE_PARSERS):
         return "a size (bytes, or a number with KiB, MiB, GiB)" + _range_words(metadata)
-    if _DURATION_PARSER in metadata:
+    if any(parser in metadata for parser in _DURATION_PARSERS):
         return "a duration (seconds, or a number with ms, s, m, h)" + _range_words(metadata)
+    if _PART_PARSER in metadata:
+        return 'a part of the whole (a number from 0 to 1, or a percentage such as "90%")'
     words = {int: "a whole number", float: "a number", bool: "true or false"}.get(inner)
     if words is not None:
         return words + _range_words(metadata)

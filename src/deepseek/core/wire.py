@@ -64,6 +64,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Bound of steps beside a model with a reservation."""
     step_record: str | None = None
     """File to append one JSON line per engine step to."""
+    decision_record: str | None = None
+    """File for what batching policies see and decide (`deepseek.scheduling.decision_log`)."""
+    decision_record_bytes: int = 256 * 1024**2
+    """Size at which a decision record ends."""
     snapshot_interval_s: float = 0.5
     log_level: str = "info"
     python: str | None = None

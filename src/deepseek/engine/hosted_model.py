@@ -12,6 +12,7 @@ from deepseek.core.requests import EncodeRequest
 from deepseek.core.wire import Encoded, Failed, TokenDelta
 from deepseek.engine.base import Engine, Output, Request, StepReport
 from deepseek.scheduling.batching.base import BatchingPolicy, Demand, QueuedRequest
+from deepseek.scheduling.batching.registry import PolicyMaker, policy_named_by
 from deepseek.telemetry.meters import ModelMeter
 
 
@@ -28,11 +29,19 @@ class HostedModel:
     """Lives in the step loop's thread; every call says what time it is."""
 
     def __init__(
-        self, engine: Engine, policy: BatchingPolicy, meter: ModelMeter, *, qos: QoS
+        self,
+        engine: Engine,
+        policy: BatchingPolicy,
+        meter: ModelMeter,
+        *,
+        qos: QoS,
+        make_policy: PolicyMaker = policy_named_by,
     ) -> None:
+        """`make_policy` makes another policy, where other settings name one."""
         self.engine = engine
         self.qos = qos
         self._policy = policy
+        self._make_policy = make_policy
         self._meter = meter
         self.busy_s = 0.0
         """Device time used."""
@@ -118,10 +127,16 @@ class HostedModel:
         return self._policy.adjust(load, device, now_s=now_s)
 
     def reconfigure(self, qos: QoS) -> None:
-        """Take new settings from the next step on; requests keep the deadlines they came with."""
+        """Take new settings from the next step on; requests keep the deadlines they came with.
+
+        What has been learned stays, unless another policy is named.
+        """
+        if qos.policy == self.qos.policy:
+            self._policy.reconfigure(qos)
+        else:
+            self._policy = self._make_policy(qos, self.name, self.engine.limits)
         self.qos = qos
         self.engine.expect(qos)
-        self._policy.reconfigure(qos)
 
     def _charge(self, seconds: float) -> None:
         self.busy_s += seconds

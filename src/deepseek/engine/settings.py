@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from deepseek.core.settings import DurationSeconds, OptionalSizeBytes, Settings
+from deepseek.core.settings import DurationSeconds, OptionalSizeBytes, Settings, SizeBytes
 
 
 class PoolSettings(Settings):
@@ -34,8 +34,20 @@ class PoolSettings(Settings):
     """Generations one model runs at once; more wait in its queue. Default 64 on a CPU, 256 on a
     GPU."""
     step_policy: str = "fair-share"
-    """Which model steps next: `fair-share` (default; device time in proportion to `share`) or
-    `round-robin`, or a name from the entry-point group `deepseek.step_policies`."""
+    """Which model steps next: `fair-share` (default; device time by reservation, then in proportion
+    to `share`) or `round-robin`, or a name from the entry-point group `deepseek.step_policies`."""
+    max_step_time: DurationSeconds = Field(default=0.01, gt=0)
+    """Longest step of a model beside one that has a reservation, which has to wait for its end: its
+    prompts are cut into chunks that fit. Default 10ms."""
+    step_record: str | None = Field(default=None, min_length=1)
+    """File, relative to the deployment file, that the worker appends a line of JSON per step to:
+    what it held and took, for fitting the simulator. Default: none."""
+    decision_record: str | None = Field(default=None, min_length=1)
+    """File, relative to the deployment file, for what the batching policies of the pool saw and
+    decided, as `deepseek why --replay` reads it; begun anew with each worker, the one before is
+    kept with `.1` after its name. Default: none."""
+    decision_record_bytes: SizeBytes = Field(default=256 * 1024**2, ge=1024**2)
+    """Size at which a decision record ends, for a replay needs its beginning; default 256MiB."""
     start_timeout_s: DurationSeconds = Field(default=600.0, gt=0)
     """Seconds a worker may take to load its models before it is killed and started again;
     default 600."""

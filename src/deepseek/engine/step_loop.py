@@ -31,6 +31,7 @@ from deepseek.engine.base import Request
 from deepseek.engine.hosted_model import HostedModel, StepResult
 from deepseek.engine.memory import resident_bytes
 from deepseek.engine.step_record import StepRecord
+from deepseek.scheduling.batching.registry import check_batching_policy
 from deepseek.scheduling.sharing.base import Contender, StepPolicy
 from deepseek.telemetry.meters import DeviceBusy
 from deepseek.telemetry.sampling import DeviceSampler
@@ -217,6 +218,8 @@ class StepLoop:
     def _reconfigure(self, qos: Mapping[str, QoS]) -> None:
         if unknown := qos.keys() - self._models.keys():
             raise ConfigurationError(f"this worker has no model {', '.join(sorted(unknown))}")
+        for new in qos.values():
+            check_batching_policy(new.policy)
         self._policy.reconfigure(
             {name: qos.get(name, model.qos) for name, model in self._models.items()}
         )

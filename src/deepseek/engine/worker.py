@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -31,12 +32,14 @@ from deepseek.core.wire import (
     spec_decoder,
 )
 from deepseek.engine.base import Engine
+from deepseek.engine.decision_record import DecisionRecord
 from deepseek.engine.device import prepare_device
 from deepseek.engine.hosted_model import HostedModel
 from deepseek.engine.selection import failed_info, load_model
 from deepseek.engine.step_loop import Inbox, StepLoop
 from deepseek.engine.step_record import StepRecord
-from deepseek.scheduling.batching.registry import make_batching_policy
+from deepseek.scheduling.batching.registry import PolicyMaker, policy_named_by
+from deepseek.scheduling.decision_log import RecordedPolicy
 from deepseek.scheduling.sharing.registry import make_step_policy
 from deepseek.telemetry.meters import ModelMeter
 from deepseek.telemetry.sampling import DeviceSampler
@@ -87,12 +90,13 @@ def main() -> int:
 
 def _load_models(spec: WorkerSpec, device: str) -> tuple[list[HostedModel], list[ModelInfo]]:
     """Load every model; one that cannot be loaded is reported and the others serve."""
+    make_policy = _policy_maker(spec)
     hosted: list[HostedModel] = []
     infos: list[ModelInfo] = []
     for model in spec.models:
         try:
             engine, info = load_model(model, spec, device=device)
-            hosted.append(_hosted(model, engine))
+            hosted.append(_hosted(model, engine, make_policy))
         except (DeepseekError, OSError) as error:
             logger.error("model %s cannot be loaded: %s", model.name, error)
             info = failed_info(model, error)
@@ -100,9 +104,22 @@ def _load_models(spec: WorkerSpec, device: str) -> tuple[list[HostedModel], list
     return hosted, infos
 
 
-def _hosted(model: ModelSpec, engine: Engine) -> HostedModel:
-    policy = make_batching_policy(model.qos.policy, model.name, model.qos, engine.limits)
-    return HostedModel(engine, policy, ModelMeter(time.monotonic()), qos=model.qos)
+def _hosted(model: ModelSpec, engine: Engine, make_policy: PolicyMaker) -> HostedModel:
+    return HostedModel(
+        engine,
+        make_policy(model.qos, model.name, engine.limits),
+        ModelMeter(time.monotonic()),
+        qos=model.qos,
+        make_policy=make_policy,
+    )
+
+
+def _policy_maker(spec: WorkerSpec) -> PolicyMaker:
+    """Return what makes the worker's policies: plain ones, or ones that keep a record."""
+    if spec.decision_record is None:
+        return policy_named_by
+    record = DecisionRecord(Path(spec.decision_record), max_bytes=spec.decision_record_bytes)
+    return partial(RecordedPolicy, write=record.add)
 
 
 def _started_sensor(spec: WorkerSpec, device: str) -> DeviceSampler:

@@ -25,13 +25,14 @@ from deepseek.gateway.routes import (
     EXCHANGE_KEY,
     RouteSpec,
     adapter_routes,
+    administration_routes,
     build_router,
     document_routes,
     operation_routes,
     work_routes,
 )
 from deepseek.gateway.settings import GatewaySettings
-from deepseek.serving.base import Deployments
+from deepseek.serving.base import Administration, Deployments
 from deepseek.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -43,13 +44,21 @@ def build_gateway(
     *,
     metrics: Metrics,
     drain: Drain | None = None,
+    administration: Administration | None = None,
 ) -> "Edge":
     """Return the edge over `deployments` as an ASGI application.
 
     `drain` knows the running requests; a server that wants to shut down in order passes its own.
+    Without `administration` there are no routes under `/admin`.
     """
     return Edge(
-        Parts(deployments=deployments, settings=settings, metrics=metrics, drain=drain or Drain())
+        Parts(
+            deployments=deployments,
+            settings=settings,
+            metrics=metrics,
+            drain=drain or Drain(),
+            administration=administration,
+        )
     )
 
 
@@ -62,6 +71,7 @@ class Edge:
             *work_routes(parts),
             *adapter_routes(parts),
             *operation_routes(Operations(parts)),
+            *administration_routes(parts),
             *document_routes(openapi=self._openapi, index=self._index),
         ]
         self._router = build_router(self._specs, parts)

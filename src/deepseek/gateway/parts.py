@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from deepseek.gateway.drain import Drain
 from deepseek.gateway.settings import GatewaySettings
-from deepseek.serving.base import Deployments
+from deepseek.serving.base import Administration, Deployments
 from deepseek.telemetry.metrics import Metrics
 
 
@@ -16,6 +16,8 @@ class Parts:
     settings: GatewaySettings
     metrics: Metrics
     drain: Drain
+    administration: Administration | None = None
+    """None: nobody may administer over HTTP."""
 
     @property
     def is_draining(self) -> bool:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from deepseek.core.errors import AdapterLoadingOff, DeepseekError, Draining
 from deepseek.core.requests import Task
 from deepseek.gateway.adapters import DropAdapterRoute, LoadAdapterRoute
+from deepseek.gateway.administration import ApplyRoute, DecisionsRoute
 from deepseek.gateway.chat import ChatRoute
 from deepseek.gateway.completions import CompletionsRoute
 from deepseek.gateway.encoders import ClassifyRoute, EmbeddingsRoute, RerankRoute
@@ -20,6 +21,11 @@ from deepseek.gateway.errors import RouteNotFound
 from deepseek.gateway.exchange import Exchange
 from deepseek.gateway.operations import Operations
 from deepseek.gateway.parts import Parts
+from deepseek.gateway.protocol_administration import (
+    AppliedChanges,
+    DecisionList,
+    DeploymentBody,
+)
 from deepseek.gateway.protocol_chat import ChatCompletion, ChatRequest
 from deepseek.gateway.protocol_completions import Completion, CompletionRequest
 from deepseek.gateway.protocol_encoders import (
@@ -40,6 +46,7 @@ from deepseek.gateway.protocol_operations import (
     ModelList,
     Readiness,
 )
+from deepseek.serving.base import Administration
 
 EXCHANGE_KEY = "deepseek.exchange"
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -47,7 +54,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteSpec:
-    """One route; those that take a body do a model's work, and wait for a shutdown to pass."""
+    """One route; those that take a body are refused while the server shuts down."""
 
     path: str
     name: str
@@ -55,6 +62,8 @@ class RouteSpec:
     handler: Handler
     request: Any = None
     """The Struct of the body; None for GET."""
+    replaces: bool = False
+    """The body takes the place of what is there: PUT instead of POST."""
     response: Any = None
     """The Struct of the answer, or None for `media`."""
     media: str = "application/json"
@@ -72,7 +81,9 @@ class RouteSpec:
 
     @property
     def method(self) -> str:
-        return "GET" if self.request is None else "POST"
+        if self.request is None:
+            return "GET"
+        return "PUT" if self.replaces else "POST"
 
 
 def work_routes(parts: Parts) -> list[RouteSpec]:
@@ -193,6 +204,31 @@ def operation_routes(operations: Operations) -> list[RouteSpec]:
             summary="Metrics for Prometheus",
             handler=operations.metrics,
             media="text/plain",
+        ),
+    ]
+
+
+def administration_routes(parts: Parts) -> list[RouteSpec]:
+    """Return the routes for operators; none where `gateway.admin` keeps them off."""
+    administration: Administration | None = parts.administration
+    if administration is None:
+        return []
+    return [
+        RouteSpec(
+            path="/admin/deployment",
+            name="applyDeployment",
+            summary="Take shares and QoS from another deployment file",
+            handler=ApplyRoute(parts, administration),
+            request=DeploymentBody,
+            replaces=True,
+            response=AppliedChanges,
+        ),
+        RouteSpec(
+            path="/admin/decisions/{model}",
+            name="listDecisions",
+            summary="Show the last batching decisions about a model",
+            handler=DecisionsRoute(administration),
+            response=DecisionList,
         ),
     ]
 

@@ -13,7 +13,7 @@ from deepseek.gateway.drain import Drain
 from deepseek.gateway.edge import Edge, build_gateway
 from deepseek.gateway.listener import BACKLOG, LimitedHttpProtocol, bind
 from deepseek.gateway.settings import GatewaySettings
-from deepseek.serving.base import Deployments
+from deepseek.serving.base import Administration, Deployments
 from deepseek.telemetry.metrics import Metrics
 
 __all__ = ["Gateway", "bind"]
@@ -37,14 +37,25 @@ class Gateway:
     """
 
     def __init__(
-        self, deployments: Deployments, settings: GatewaySettings, *, metrics: Metrics
+        self,
+        deployments: Deployments,
+        settings: GatewaySettings,
+        *,
+        metrics: Metrics,
+        administration: Administration | None = None,
     ) -> None:
         self._settings = settings
         self._drain = Drain()
         self._on_drain: Callable[[], None] | None = None
         self._draining = asyncio.Event()
         self._stopping = asyncio.Event()
-        edge = build_gateway(deployments, settings, metrics=metrics, drain=self._drain)
+        edge = build_gateway(
+            deployments,
+            settings,
+            metrics=metrics,
+            drain=self._drain,
+            administration=administration if settings.is_administered else None,
+        )
         self._uvicorn = _Uvicorn(_config(edge))
 
     def drain(self) -> None:

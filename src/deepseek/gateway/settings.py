@@ -1,5 +1,7 @@
 """Settings of the HTTP edge (section `gateway` of the file)."""
 
+import ipaddress
+
 from pydantic import Field
 
 from deepseek.core.settings import DurationSeconds, Settings, SizeBytes
@@ -23,3 +25,20 @@ class GatewaySettings(Settings):
     """Seconds that running requests get to finish at shutdown; default 30."""
     body_timeout_s: DurationSeconds = Field(default=30.0, gt=0)
     """Seconds a client may take to send its body, then 408; default 30."""
+    admin: bool | None = None
+    """Whether the routes under `/admin` are there, which change what is served and ask for no key.
+    Default: only where `host` is a loopback address, which other machines do not reach."""
+
+    @property
+    def is_administered(self) -> bool:
+        """Whether the routes under `/admin` are there."""
+        return _is_loopback(self.host) if self.admin is None else self.admin
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, which others may resolve as they like

@@ -12,6 +12,7 @@ from deepseek.serving.base import (
     TextDelta,
 )
 from deepseek.serving.deployments import Generator
+from deepseek.serving.kept_decisions import KeptDecision
 
 
 class AdaptedGenerator:
@@ -46,6 +47,11 @@ class AdaptedGenerator:
             max_model_len=base.max_model_len,
             parent=base.name,
         )
+
+    @property
+    def decisions(self) -> Sequence[KeptDecision]:
+        """The last decisions about the base deployment, which batches for its adapters too."""
+        return self._base.decisions
 
     @property
     def chat_template_source(self) -> str:

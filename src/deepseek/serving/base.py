@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepseek.core.requests import SamplingParams, Task
+from deepseek.serving.kept_decisions import KeptDecision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +240,34 @@ class Deployments(Protocol):
 
     @property
     def draining(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingChange:
+    """One setting of a model that `Administration.apply` has changed."""
+
+    model: str
+    setting: str
+    """Its path below the model: `qos.reserved_share`."""
+    before: Any
+    after: Any
+
+
+class Administration(Protocol):
+    """What an operator may ask of a running platform."""
+
+    async def apply(self, deployment: Any) -> list[SettingChange]:
+        """Serve on with another deployment file, given as data; return what has changed.
+
+        Only shares and QoS may differ from the file that is served. Raises `InvalidRequest` naming
+        everything that is wrong or cannot change, `Unavailable`, `RequestTimeout`. All of it is
+        applied or, where it raises the first two, nothing; also when the caller leaves.
+        """
+        ...
+
+    def decisions(self, model: str) -> Sequence[KeptDecision]:
+        """Return the last decisions about a model, oldest first; raises `ModelNotFound`."""
+        ...
 
 
 @dataclass(slots=True, kw_only=True)

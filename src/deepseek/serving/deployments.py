@@ -42,6 +42,7 @@ from deepseek.serving.base import (
     TokenText,
 )
 from deepseek.serving.chat_template import load_chat_template
+from deepseek.serving.kept_decisions import KeptDecision
 from deepseek.serving.replica import Replica
 from deepseek.serving.settings import ModelSettings
 from deepseek.serving.stop_strings import StopStrings
@@ -91,6 +92,11 @@ class Deployment:
             max_model_len=self.max_model_len,
             num_in_flight=self._num_in_flight,
         )
+
+    @property
+    def decisions(self) -> Sequence[KeptDecision]:
+        """The last decisions about the model, oldest first."""
+        return self._replica.decisions.of(self.name)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a text, with the model's special tokens around it."""

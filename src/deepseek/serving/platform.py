@@ -2,25 +2,29 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from deepseek.core.errors import (
     AdapterLoadingOff,
     AdapterNotFound,
     AdapterRejected,
+    DeepseekError,
     InvalidRequest,
     ModelNotFound,
     RequestTimeout,
     Unavailable,
     WrongTask,
 )
+from deepseek.core.qos import QoS
 from deepseek.core.requests import Task
 from deepseek.serving.adapted import AdaptedGenerator
 from deepseek.serving.base import DeploymentStatus
 from deepseek.serving.deployments import Deployment, Generator
 from deepseek.serving.encoders import EncoderDeployment
+from deepseek.serving.kept_decisions import KeptDecision
 from deepseek.serving.replica import Replica
+from deepseek.serving.settings import LIVE_SETTINGS, ModelSettings
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +100,38 @@ class Platform:
         if owner is None:
             raise AdapterNotFound(f"lora_name: no adapter {name!r} is loaded", param="lora_name")
         await self._change(name, owner, owner.drop_adapter(name))
+
+    async def reconfigure(self, models: Mapping[str, ModelSettings]) -> None:
+        """Serve these models with the live settings given here, all of them or none.
+
+        Returns once every worker has taken them. Raises `Unavailable` and `ConfigurationError`. To
+        be called once at a time, and not to be cancelled.
+        """
+        replicas = [r for r in self._replicas if not models.keys().isdisjoint(r.qos)]
+        for replica in replicas:
+            replica.check_ready()
+        done: list[tuple[Replica, dict[str, QoS]]] = []
+        for replica in replicas:
+            before = replica.qos
+            try:
+                await replica.reconfigure(
+                    {name: models[name].to_qos() for name in before if name in models}
+                )
+            except DeepseekError:
+                await _take_back(done)
+                raise
+            done.append((replica, before))
+        for name, settings in models.items():
+            deployment = self._deployments[name]
+            live = {field: getattr(settings, field) for field in LIVE_SETTINGS}
+            deployment.settings = deployment.settings.model_copy(update=live)
+
+    def decisions(self, model: str) -> Sequence[KeptDecision]:
+        """Return the last decisions about a model, oldest first; raises `ModelNotFound`.
+
+        An adapter's are those of the deployment that serves it.
+        """
+        return self._find(model).decisions
 
     async def start(self) -> None:
         """Start every worker and wait for its models; raises `Unavailable`."""
@@ -207,3 +243,14 @@ class Platform:
         del self._changing[name]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("adapter %s: %s", name, error)
+
+
+async def _take_back(done: Sequence[tuple[Replica, Mapping[str, QoS]]]) -> None:
+    """Give workers back what they had before a change that another one has refused."""
+    for replica, before in done:
+        replica.begin_with(before)
+        try:
+            await replica.reconfigure(before)
+        except DeepseekError as error:
+            # It has died, then; its successor begins with what it had before.
+            logger.warning("pool %s: QoS could not be taken back: %s", replica.pool, error)

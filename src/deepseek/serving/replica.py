@@ -8,10 +8,12 @@ import asyncio
 import itertools
 import logging
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+import msgspec
 
 from deepseek.core.errors import (
     DeepseekError,
@@ -22,10 +24,12 @@ from deepseek.core.errors import (
     error_from_wire,
 )
 from deepseek.core.load import LoadSnapshot
+from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import (
     Abort,
     AdapterSpec,
+    Configure,
     Done,
     DropAdapter,
     Encode,
@@ -43,6 +47,7 @@ from deepseek.core.wire import (
     WorkerSpec,
 )
 from deepseek.serving.adapters import AdapterRoster
+from deepseek.serving.kept_decisions import KeptDecisions
 from deepseek.serving.worker_process import WorkerDied, WorkerProcess, start_worker
 
 logger = logging.getLogger(__name__)
@@ -50,6 +55,8 @@ logger = logging.getLogger(__name__)
 MAX_BACKOFF_S = 30.0
 RETRY_AFTER_S = 5.0
 """What a caller is told to wait while a worker starts."""
+DECISIONS_KEPT = 256
+"""Of each model, where nothing else is said."""
 
 
 class WorkerState(StrEnum):
@@ -71,7 +78,7 @@ class RestartPolicy:
     backoff_s: float = 0.5
 
 
-_Request = GenerateRequest | EncodeRequest | LoadAdapter | DropAdapter
+_Request = GenerateRequest | EncodeRequest | LoadAdapter | DropAdapter | Configure
 _Answer = TokenDelta | Encoded | Done | DeepseekError
 
 
@@ -93,8 +100,14 @@ class Replica:
     """One worker with its models; lives in the platform's event loop."""
 
     def __init__(
-        self, spec: WorkerSpec, policy: RestartPolicy, *, observer: Observer | None = None
+        self,
+        spec: WorkerSpec,
+        policy: RestartPolicy,
+        *,
+        observer: Observer | None = None,
+        decisions_kept: Mapping[str, int] | None = None,
     ) -> None:
+        """`decisions_kept`: how many of each model's last decisions to keep."""
         self._spec = spec
         self._policy = policy
         self._observer = observer
@@ -106,6 +119,9 @@ class Replica:
         self._models: dict[str, ModelInfo] = {}
         self._num_crashes = 0
         self.adapters = AdapterRoster(spec.models)
+        self.decisions = KeptDecisions(
+            decisions_kept or {model.name: DECISIONS_KEPT for model in spec.models}
+        )
         self.idle = asyncio.Event()
         """Set while no request is pending."""
         self.idle.set()
@@ -121,6 +137,11 @@ class Replica:
     def pid(self) -> int | None:
         """The worker's process id, while there is one."""
         return None if self._worker is None else self._worker.pid
+
+    @property
+    def qos(self) -> dict[str, QoS]:
+        """What the worker, and any successor, is told of its models."""
+        return {model.name: model.qos for model in self._spec.models}
 
     @property
     def num_pending(self) -> int:
@@ -188,23 +209,54 @@ class Replica:
 
         To be called for one name at a time, and not to be cancelled: the worker carries it out.
         """
-        await self._change_adapters(
+        await self._carry_out(
             LoadAdapter(id=self.next_id(), model=model, name=spec.name, path=spec.path)
         )
         self.adapters.loaded(model, spec)
 
     async def drop_adapter(self, model: str, name: str) -> None:
         """Have the worker drop an adapter; see `load_adapter`."""
-        await self._change_adapters(DropAdapter(id=self.next_id(), model=model, name=name))
+        await self._carry_out(DropAdapter(id=self.next_id(), model=model, name=name))
         self.adapters.dropped(model, name)
+
+    def begin_with(self, qos: Mapping[str, QoS]) -> None:
+        """Have the next worker begin with other QoS of these models; this one is told nothing."""
+        models = [
+            msgspec.structs.replace(model, qos=qos.get(model.name, model.qos))
+            for model in self._spec.models
+        ]
+        self._spec = msgspec.structs.replace(self._spec, models=models)
+
+    async def reconfigure(self, qos: Mapping[str, QoS]) -> None:
+        """Have the worker take other QoS of these models, and its successors begin with them.
+
+        Raises `Unavailable` or what the worker refuses with; nothing has changed then. Not to be
+        cancelled: the worker carries it out.
+        """
+        self.check_ready()
+        before = self.qos
+        # First, so that a worker that dies meanwhile has a successor with the new settings.
+        self.begin_with(qos)
+        loaded = {name: new for name, new in qos.items() if self._models[name].error is None}
+        try:
+            if loaded:
+                await self._carry_out(Configure(id=self.next_id(), qos=loaded))
+        except DeepseekError:
+            self.begin_with(before)
+            raise
 
     # requests
 
-    async def _change_adapters(self, command: LoadAdapter | DropAdapter) -> None:
+    async def _carry_out(self, command: LoadAdapter | DropAdapter | Configure) -> None:
         pending = self._submit(command)
         item = await pending.inbox.get()
         if isinstance(item, DeepseekError):
             raise item
+
+    def check_ready(self) -> None:
+        """Raise `Unavailable` while there is no worker that answers."""
+        if self.state is not WorkerState.READY:
+            raise Unavailable(f"pool {self.pool!r}: {self.reason}", retry_after_s=RETRY_AFTER_S)
 
     def check(self, model: str) -> ModelInfo:
         """Return the model's info; raises `Unavailable` or `ModelUnavailable`."""
@@ -216,7 +268,8 @@ class Replica:
         return info
 
     def _submit(self, request: _Request) -> _Pending:
-        self.check(request.model)
+        if not isinstance(request, Configure):
+            self.check(request.model)
         pending = _Pending(request)
         self._pending[request.id] = pending
         self.idle.clear()
@@ -231,7 +284,7 @@ class Replica:
                 self._worker.send(Generate([request]))
             case EncodeRequest():
                 self._worker.send(Encode(request))
-            case LoadAdapter() | DropAdapter():
+            case LoadAdapter() | DropAdapter() | Configure():
                 self._worker.send(request)
 
     def _withdraw(self, request_id: int) -> None:
@@ -322,8 +375,9 @@ class Replica:
             case Failed(request_id, code, message, param, retry_after_s):
                 error = error_from_wire(code, message, param=param, retry_after_s=retry_after_s)
                 self._deliver(request_id, error)
-            case Load(snapshot):
+            case Load(snapshot, decisions):
                 self.snapshot = snapshot
+                self.decisions.add(decisions)
                 if self._observer is not None:
                     self._observer(self.pool, snapshot)
             case Ready(_, models):

@@ -1,10 +1,17 @@
 """Settings of one served model (section `models` of the file)."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from deepseek.core.settings import DurationSeconds, Settings
+from deepseek.core.qos import LateRequests, Priority, QoS
+from deepseek.core.settings import (
+    DurationSeconds,
+    OptionalDurationSeconds,
+    PartOfWhole,
+    Settings,
+)
 
 ModelName = Annotated[
     str,
@@ -13,6 +20,51 @@ ModelName = Annotated[
         description="letters, digits and . _ - : /, beginning with a letter or digit, at most 96",
     ),
 ]
+
+
+LIVE_SETTINGS = ("share", "qos")
+"""What may change while a model serves (`deepseek apply`); everything else needs a new start."""
+
+
+class DeadlineSettings(Settings):
+    """How soon a model's answers are due; requests without a deadline are never late."""
+
+    ttft: OptionalDurationSeconds = Field(default=None, gt=0)
+    """Time from a request's arrival to its first token, or to an encoder's whole answer; default:
+    none."""
+    itl: OptionalDurationSeconds = Field(default=None, gt=0)
+    """Mean time between two tokens of an answer, from the first on; default: none."""
+
+
+class QosSettings(Settings):
+    """What a model is promised of its device, and how its requests are batched.
+
+    `deepseek apply` changes these while the model serves.
+    """
+
+    priority: Literal["critical", "high", "normal", "low"] = "normal"
+    """`critical`: inside its reservation, ahead of every other model at the next step. Else the
+    part in what no reservation uses: `high` 4 times, `low` a quarter of `normal` (default)."""
+    reserved_share: PartOfWhole = Field(default=0.0, ge=0, le=1)
+    """Part of the device's time that the model gets whenever it has work, as `0.9` or `90%`; the
+    others use it while the model has none. Default 0."""
+    policy: str = QoS().policy
+    """What decides on batches: `slack` (default), `greedy`, `fixed`, `aimd`, `step-up`, or a name
+    from the entry-point group `deepseek.batching_policies`."""
+    min_batch_size: int = Field(default=1, ge=1, le=1024)
+    """Sequences a step should hold at least: it waits for them, up to `max_wait_time`, while no
+    deadline suffers; always, where `strict` is set. Default 1."""
+    max_batch_size: int | None = Field(default=None, ge=1, le=1024)
+    """Sequences a step holds at most; default: the pool's `max_running`."""
+    max_wait_time: DurationSeconds = Field(default=0.0, ge=0)
+    """Longest time that work is held back to be batched better; default 0."""
+    strict: bool = False
+    """Wait for `min_batch_size` until `max_wait_time` whatever the deadlines say; default false."""
+    deadline: DeadlineSettings = Field(default_factory=DeadlineSettings)
+    """How soon answers are due; default: no deadlines."""
+    late: Literal["relegate", "refuse"] = "relegate"
+    """What becomes of a waiting request that can no longer meet its deadline: `relegate` (default)
+    serves it after those that can, `refuse` answers 503 with Retry-After."""
 
 
 class ModelSettings(Settings):
@@ -42,7 +94,12 @@ class ModelSettings(Settings):
     max_model_len: int | None = Field(default=None, ge=8)
     """Tokens of prompt and answer together; default: the model's own limit."""
     share: float = Field(default=1.0, gt=0, le=1000)
-    """Weight of the model's device time and KV-cache memory beside its neighbours'; default 1."""
+    """Weight of the model in the device time that nobody has reserved, and in the pool's KV-cache
+    memory, beside its neighbours'; default 1."""
+    qos: QosSettings = Field(default_factory=QosSettings)
+    """Promises and batching; default: none, batches by deadline slack."""
+    decisions_kept: int = Field(default=256, ge=1, le=65536)
+    """Decisions about the model that the platform keeps for `deepseek why`; default 256."""
     max_queue: int = Field(default=1024, ge=1)
     """Requests held (waiting and running); one more is refused with 429 and Retry-After.
     Default 1024."""
@@ -61,3 +118,20 @@ class ModelSettings(Settings):
     ranks of all that are loaded."""
     max_adapter_rank: int = Field(default=64, ge=1, le=1024)
     """Largest LoRA rank an adapter may have; default 64."""
+
+    def to_qos(self) -> QoS:
+        """Return what policies read."""
+        qos = self.qos
+        return QoS(
+            priority=Priority(qos.priority),
+            reserved_share=qos.reserved_share,
+            weight=self.share,
+            policy=qos.policy,
+            min_batch_size=qos.min_batch_size,
+            max_batch_size=qos.max_batch_size,
+            max_wait_s=qos.max_wait_time,
+            strict=qos.strict,
+            ttft_s=math.inf if qos.deadline.ttft is None else qos.deadline.ttft,
+            itl_s=math.inf if qos.deadline.itl is None else qos.deadline.itl,
+            late=LateRequests(qos.late),
+        )

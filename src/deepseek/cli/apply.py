@@ -1,0 +1,63 @@
+"""`deepseek apply`: give a running server the shares and QoS of a changed deployment file."""
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from deepseek.cli.arguments import Subparsers, add_url_argument
+
+
+def register(commands: Subparsers) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "apply",
+        help="change shares and QoS of a running server, without a restart",
+        description="Give a running server the shares and QoS of a deployment file. Everything "
+        "else in it must be as it is served; if not, what differs is listed and nothing changed.",
+    )
+    parser.add_argument("-f", "--file", metavar="FILE", required=True, help="deployment file")
+    add_url_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the file here, have the server apply it, and print what has changed."""
+    from deepseek.deployment_file import load_deployment_file
+
+    deployment_file = load_deployment_file(Path(arguments.file))
+    # What the file leaves out is left to the server's defaults.
+    body = deployment_file.model_dump(mode="json", exclude_unset=True)
+    started_s = time.monotonic()
+    changes = asyncio.run(_put(arguments.url, body))
+    seconds = time.monotonic() - started_s
+    for name in deployment_file.models:
+        _print_model(name, [change for change in changes if change["model"] == name])
+    print(f"applied in {seconds:.2f} s" if changes else "the server serves this file already")
+    return 0
+
+
+def _print_model(name: str, changes: list[dict[str, Any]]) -> None:
+    if not changes:
+        print(f"{name}: unchanged")
+    for change in changes:
+        before, after = _shown(change["before"]), _shown(change["after"])
+        print(f"{name}: {change['setting']} {before} -> {after}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+async def _put(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    from deepseek.cli.http_client import HttpClient
+    from deepseek.cli.served_models import administer
+
+    with HttpClient(url, timeout_s=60.0) as client:
+        changes: list[dict[str, Any]] = (
+            await administer(client, "PUT", "/admin/deployment", body=body)
+        )["data"]
+        return changes

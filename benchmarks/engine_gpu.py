@@ -35,7 +35,10 @@ def main() -> int:
             if arguments.only and part not in arguments.only:
                 continue
             started = time.perf_counter()
-            rows.extend(measure(arguments, Path(scratch)))
+            for row in measure(arguments, Path(scratch)):
+                # At once: a run that is cut off has told what it measured.
+                print(f"{row.measure}: {row.ours}", file=sys.stderr, flush=True)
+                rows.append(row)
             print(f"{part}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return finish("engine_gpu", rows, results=arguments.out)
 

@@ -17,6 +17,8 @@ from frame import Row, bound, comparison, fact, finish
 from torch.nn.functional import linear
 
 from deepseek.engine.batch import LayerKV, StepBatch
+from deepseek.engine.models.llama import norm_of_sum
+from deepseek.engine.models.projection import Projection
 from deepseek.engine.ops.triton.linear import MAX_ROWS, GpuLinear, SmallLinear
 from deepseek.engine.ops.triton.ops import TritonOps
 
@@ -168,21 +170,24 @@ class Stack:
         """Return the greedy next token of each of `rows`, or of all."""
         ops, shape = self.ops, self.shape
         residual = torch.nn.functional.embedding(batch.token_ids, self.embedding)
-        states = torch.zeros_like(residual)
+        states: torch.Tensor | None = None
         for index, (linears, kv) in enumerate(zip(self.linears, layers, strict=True)):
-            normed = ops.add_rms_norm(states, residual, self.norm, 1e-5)
+            normed = norm_of_sum(ops, states, residual, self.norm, 1e-5)
             queries = ops.rotate_and_store(
                 linears["qkv"](normed), self.rotary, batch, kv, num_heads=shape.num_heads
             )
             attended = ops.attend(queries, batch, kv, scale=shape.head_dim**-0.5)
             if rows is not None and index == shape.num_layers - 1:
                 attended, residual = attended[rows], residual[rows]
-            normed = ops.add_rms_norm(linears["out"](attended), residual, self.norm, 1e-5)
-            states = linears["down"](ops.gated_silu(linears["gate_up"](normed)))
-        return self.head(ops.add_rms_norm(states, residual, self.norm, 1e-5)).argmax(dim=-1)
+            states = linears["out"].add_to(residual, attended, None)
+            normed = norm_of_sum(ops, states, residual, self.norm, 1e-5)
+            gated = linears["gate_up"].gated_silu(normed, None, ops)
+            states = linears["down"].add_to(residual, gated, None)
+        return self.head(norm_of_sum(ops, states, residual, self.norm, 1e-5)).argmax(dim=-1)
 
-    def _linear(self, size: tuple[int, int]) -> GpuLinear:
-        return GpuLinear(drawn(*size, scale=size[1] ** -0.5), None)
+    def _linear(self, size: tuple[int, int]) -> Projection:
+        linear = GpuLinear(drawn(*size, scale=size[1] ** -0.5), None)
+        return Projection(linear, names=(), in_features=size[1], out_features=size[:1])
 
 
 def measure_limits(shape: ModelShape) -> list[Row]:

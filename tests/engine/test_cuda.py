@@ -1,6 +1,7 @@
 """The decoder engine on a GPU: graphs, steps that run ahead, adapters; the same answers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from deepseek.core.wire import ModelSpec, WorkerSpec
 from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.loading import load_engine
 from tests import tiny_models
-from tests.engine.families import greedy, make_engine, run_all
+from tests.engine.families import greedy, run_all
 from tests.engine.test_decoder import mixed_requests, vocab_size
 
 pytestmark = [
@@ -28,9 +29,15 @@ WRITERS: list[Callable[[Path], Path]] = [
 ]
 
 
-def cuda_engine(
-    path: Path, *, kv_cache_bytes: int = 64 * 2**20, max_running: int = 8, num_models: int = 1
+def engine_on(
+    device: str,
+    path: Path,
+    *,
+    kv_cache_bytes: int = 64 * 2**20,
+    max_running: int = 8,
+    num_models: int = 1,
 ) -> DecoderEngine:
+    """Load as a worker does, so that engines to be compared differ in nothing but the device."""
     torch.backends.cuda.matmul.allow_tf32 = False
     model = ModelSpec(
         name="m", path=str(path), task=Task.GENERATE, dtype="float32", max_model_len=256
@@ -38,13 +45,13 @@ def cuda_engine(
     spec = WorkerSpec(
         pool="p",
         socket_path="",
-        device="cuda",
+        device=device,
         models=[model] * num_models,
         kv_cache_bytes=kv_cache_bytes * num_models,
         max_step_tokens=48,
         max_running=max_running,
     )
-    engine, _ = load_engine(model, spec, device="cuda")
+    engine, _ = load_engine(model, spec, device=device)
     assert isinstance(engine, DecoderEngine)
     return engine
 
@@ -53,21 +60,37 @@ def cuda_engine(
 def test_answers_equal_those_of_a_cpu(write: Callable[[Path], Path], tmp_path: Path) -> None:
     path = write(tmp_path / "model")
     requests = mixed_requests(vocab_size(path))
-    assert run_all(cuda_engine(path), requests) == run_all(make_engine(path), requests)
+    assert run_all(engine_on("cuda", path), requests) == run_all(engine_on("cpu", path), requests)
+
+
+def test_answers_end_where_a_cpu_ends_them_though_the_next_step_runs(tmp_path: Path) -> None:
+    path = tiny_models.write_llama(tmp_path / "model")
+    requests = mixed_requests(vocab_size(path))
+    whole = run_all(engine_on("cuda", path), requests)
+    stopped = [stopping_inside(request, whole[request.id]) for request in requests]
+    answers = run_all(engine_on("cuda", path), stopped)
+    assert answers == run_all(engine_on("cpu", path), stopped)
+    assert sum(map(len, answers.values())) < sum(map(len, whole.values()))
+
+
+def stopping_inside(request: GenerateRequest, answer: list[int]) -> GenerateRequest:
+    """Let the request stop at the token in the middle of its answer."""
+    stop = (answer[len(answer) // 2],)
+    return replace(request, sampling=replace(request.sampling, stop_token_ids=stop))
 
 
 def test_a_device_shared_by_models_waits_for_each_step(tmp_path: Path) -> None:
     path = tiny_models.write_llama(tmp_path / "model")
     requests = mixed_requests(vocab_size(path), 6)
-    shared = run_all(cuda_engine(path, num_models=2), requests)
-    assert shared == run_all(cuda_engine(path), requests)
+    shared = run_all(engine_on("cuda", path, num_models=2), requests)
+    assert shared == run_all(engine_on("cuda", path), requests)
 
 
 def test_memory_pressure_changes_no_answer(tmp_path: Path) -> None:
     path = tiny_models.write_llama(tmp_path / "model")
     requests = [greedy(n, [n + 1] * 20, 100) for n in range(6)]
-    engine = cuda_engine(path, kv_cache_bytes=260 * 2 * 2 * 2 * 16 * 4)
-    assert run_all(engine, requests) == run_all(make_engine(path), requests)
+    engine = engine_on("cuda", path, kv_cache_bytes=260 * 2 * 2 * 2 * 16 * 4)
+    assert run_all(engine, requests) == run_all(engine_on("cpu", path), requests)
     assert engine.load().num_preemptions > 0
     assert engine.load().kv_tokens_used == 0
 
@@ -90,7 +113,7 @@ def test_sampled_answers_repeat_and_do_not_depend_on_the_batch(tmp_path: Path) -
         )
         for n in range(8)
     ]
-    together = run_all(cuda_engine(path), requests)
-    engine = cuda_engine(path)
+    together = run_all(engine_on("cuda", path), requests)
+    engine = engine_on("cuda", path)
     alone = {request.id: run_all(engine, [request])[request.id] for request in requests}
     assert together == alone

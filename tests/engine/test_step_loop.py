@@ -1,6 +1,7 @@
 """The step loop over engines that take adapters: commands, answers, and no pause for a disk."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from deepseek.core.errors import AdapterNotFound, AdapterRejected
 from deepseek.core.load import ModelLoad
+from deepseek.core.qos import QoS
 from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.core.wire import (
-    AdapterDone,
+    Done,
     DropAdapter,
     Event,
     Failed,
@@ -23,9 +25,15 @@ from deepseek.core.wire import (
     Stop,
     TokenDelta,
 )
-from deepseek.engine.base import Engine, Output, Request
+from deepseek.engine.base import Engine, Output, Request, StepReport
+from deepseek.engine.hosted_model import HostedModel
 from deepseek.engine.step_loop import Inbox, StepLoop
+from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan
+from deepseek.scheduling.batching.registry import make_batching_policy
 from deepseek.scheduling.sharing.registry import make_step_policy
+from deepseek.telemetry.meters import ModelMeter
+from deepseek.telemetry.sampling import DeviceSampler
+from deepseek.telemetry.sensors.registry import NoSensor
 
 
 class OneTokenEngine:
@@ -36,17 +44,26 @@ class OneTokenEngine:
     def __init__(self) -> None:
         self._waiting: list[int] = []
 
+    limits = StepLimits(max_tokens=8, max_sequences=8)
+    last_step: StepReport | None = None
+
     @property
     def has_work(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, request: Request) -> None:
+    def expect(self, qos: QoS) -> None:
+        """Answers come at once."""
+
+    def demand(self, now_s: float) -> Demand:
+        return Demand(now_s=now_s, waiting=(), running=())
+
+    def add(self, request: Request, *, now_s: float | None = None) -> None:
         self._waiting.append(request.id)
 
     def abort(self, request_id: int) -> None:
         self._waiting.remove(request_id)
 
-    def step(self) -> list[Output]:
+    def step(self, plan: StepPlan | None = None) -> list[Output]:
         waiting, self._waiting = self._waiting, []
         return [TokenDelta(request_id, [7], "length") for request_id in waiting]
 
@@ -98,10 +115,22 @@ class Running:
         self.adapted = AdaptedEngine()
         self.commands: Inbox = SimpleQueue()
         self.events: SimpleQueue[Event] = SimpleQueue()
-        engines: dict[str, Engine] = {"adapted": self.adapted, "plain": OneTokenEngine()}
+        engines: list[Engine] = [self.adapted, OneTokenEngine()]
+        qos = QoS()
         loop = StepLoop(
-            engines,
-            make_step_policy("fair-share", dict.fromkeys(engines, 1.0)),
+            [
+                HostedModel(
+                    engine,
+                    make_batching_policy("slack", engine.name, qos, engine.limits),
+                    ModelMeter(time.monotonic()),
+                    qos=qos,
+                )
+                for engine in engines
+            ],
+            make_step_policy(
+                "fair-share", {engine.name: qos for engine in engines}, max_step_s=0.01
+            ),
+            sensor=DeviceSampler(NoSensor("none"), interval_s=60.0),
             commands=self.commands,
             send=self.events.put,
             snapshot_interval_s=60.0,
@@ -144,10 +173,10 @@ def one_token(request_id: int, model: str) -> Generate:
 def test_an_adapter_is_put_in_place_by_the_loops_own_thread() -> None:
     with running_loop() as running:
         running.load(1, "a")
-        assert running.next_event() == AdapterDone(1)
+        assert running.next_event() == Done(1)
         assert running.adapted.loaded == {"a": running.thread.ident}
         running.drop(2, "a")
-        assert running.next_event() == AdapterDone(2)
+        assert running.next_event() == Done(2)
         running.drop(3, "a")
         assert running.next_event() == Failed(3, "adapter_not_found", "adapter 'a' is not loaded")
 
@@ -160,7 +189,7 @@ def test_streams_go_on_while_an_adapter_is_read() -> None:
             assert running.next_event() == StepOutput([TokenDelta(request_id, [7], "length")])
         assert running.adapted.loaded == {}
         running.adapted.may_read.set()
-        assert running.next_event() == AdapterDone(1)
+        assert running.next_event() == Done(1)
 
 
 @pytest.mark.parametrize(

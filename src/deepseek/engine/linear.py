@@ -1,6 +1,6 @@
 """Linear layers with weights laid out for the device before the first token."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional
@@ -17,6 +17,25 @@ class LinearFactory(Protocol):
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
         """Return a module that maps (..., in) to (..., out) for a weight (out, in)."""
+        ...
+
+
+@runtime_checkable
+class FusingLinear(Protocol):
+    """A layer whose product can do what a decoder does next to it, where that saves time."""
+
+    def add_to(self, residual: torch.Tensor, inputs: torch.Tensor) -> bool:
+        """Add the output for (rows, in) to `residual` (rows, out) in place.
+
+        False, and nothing is done, where adding the output afterwards is as fast.
+        """
+        ...
+
+    def gated_silu(self, inputs: torch.Tensor) -> torch.Tensor | None:
+        """Return silu(gate) * up of an output that holds gate, then up, for (rows, in).
+
+        None where the activation costs as little on its own.
+        """
         ...
 
 

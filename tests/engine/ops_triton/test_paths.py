@@ -66,7 +66,11 @@ def test_a_captured_step_serves_other_contexts(ops: TritonOps, device: torch.dev
     ]
     widest = max(batch.block_tables.shape[1] for batch in batches)
     tables = [_widened(batch.block_tables, widest) for batch in batches]
-    static = replace(batches[0], block_tables=tables[0].clone())
+    static = replace(
+        batches[0],
+        block_tables=tables[0].clone(),
+        context_lens=batches[0].context_lens.clone(),
+    )
     kv = LayerKV(*(state.to(device) for state in _states(LLAMA, 40)))
     queries = draw(4, 8, 128, dtype=HALF).to(device)
     ops.attend(queries, static, kv, scale=SCALE)  # compiles

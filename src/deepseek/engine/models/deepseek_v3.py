@@ -16,7 +16,7 @@ from deepseek.engine.models.checkpoint import Checkpoint
 from deepseek.engine.models.experts import ExpertLayout, MixtureOfExperts, load_experts
 from deepseek.engine.models.gating import DeepseekV2Gate, DeepseekV3Gate, Gate
 from deepseek.engine.models.latent_attention import LatentAttention, rotary_turns
-from deepseek.engine.models.llama import FeedForward, GatedMLP
+from deepseek.engine.models.llama import FeedForward, GatedMLP, norm_of_sum
 from deepseek.engine.ops.base import Ops
 
 
@@ -64,11 +64,11 @@ class DeepseekV3Decoder:
     def states(self, batch: StepBatch, layers: Sequence[LayerKV]) -> torch.Tensor:
         """Run a step; return the normed (rows, hidden) that logits, and drafts, are made from."""
         residual = self.embed(batch.token_ids)
-        states = torch.zeros_like(residual)
+        states: torch.Tensor | None = None
         turns = self.turns(batch)
         for layer, kv in zip(self._layers, layers, strict=True):
             states = layer.forward(states, residual, turns, batch, kv)
-        return self._ops.add_rms_norm(states, residual, self._norm, self._eps)
+        return norm_of_sum(self._ops, states, residual, self._norm, self._eps)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Return (rows, vocab_size) for normed (rows, hidden)."""
@@ -124,17 +124,20 @@ class DeepseekLayer:
 
     def forward(
         self,
-        states: torch.Tensor,
+        states: torch.Tensor | None,
         residual: torch.Tensor,
         turns: torch.Tensor,
         batch: StepBatch,
         kv: LayerKV,
-    ) -> torch.Tensor:
-        """Return what the next norm must add to `residual`, which is updated in place."""
-        normed = self._ops.add_rms_norm(states, residual, self._attn_norm, self._eps)
+    ) -> torch.Tensor | None:
+        """Return what the next norm must add to `residual`, which is updated in place.
+
+        None: nothing, as for `states`.
+        """
+        normed = norm_of_sum(self._ops, states, residual, self._attn_norm, self._eps)
         attended = self._attention.forward(normed, turns, batch, kv)
         normed = self._ops.add_rms_norm(attended, residual, self._mlp_norm, self._eps)
-        return self._feed_forward.forward(normed, batch)
+        return self._feed_forward.add_to(residual, normed, batch)
 
 
 def latent_kv_shape(checkpoint: Checkpoint, *, num_layers: int) -> KVShape:

@@ -61,6 +61,11 @@ class MixtureOfExperts:
             return routed
         return routed + self._shared.forward(states, batch)
 
+    def add_to(
+        self, residual: torch.Tensor, states: torch.Tensor, batch: StepBatch
+    ) -> torch.Tensor | None:
+        return self.forward(states, batch)  # the next norm adds it in the same pass
+
 
 def load_experts(checkpoint: Checkpoint, ops: Ops, layout: ExpertLayout) -> RoutedExperts:
     """Read one layer's experts the way the checkpoint's device computes them best.

@@ -24,6 +24,12 @@ class FeedForward(Protocol):
         """Return (rows, hidden) for normed (rows, hidden)."""
         ...
 
+    def add_to(
+        self, residual: torch.Tensor, states: torch.Tensor, batch: StepBatch
+    ) -> torch.Tensor | None:
+        """Add the same to `residual` in place, or return it where that is as fast."""
+        ...
+
 
 class LlamaDecoder:
     """Pre-norm decoder with rotary positions and a gated SiLU MLP."""
@@ -79,7 +85,7 @@ class LlamaDecoder:
     ) -> torch.Tensor:
         """Return the logits of the due rows."""
         residual = embedding(batch.token_ids, self._embedding)
-        states = torch.zeros_like(residual)
+        states: torch.Tensor | None = None
         for layer, kv in zip(self._layers[:-1], layers[:-1], strict=True):
             states = layer.forward(states, residual, batch, kv)
         queries = self._layers[-1].store(states, residual, batch, layers[-1])
@@ -87,7 +93,7 @@ class LlamaDecoder:
             # The last layer's keys and values are all that the other rows are needed for.
             queries, residual, batch = queries[rows], residual[rows], batch.of_rows(rows)
         states = self._layers[-1].attend(queries, residual, batch, layers[-1])
-        normed = self._ops.add_rms_norm(states, residual, self._norm, self._eps)
+        normed = norm_of_sum(self._ops, states, residual, self._norm, self._eps)
         logits: torch.Tensor = self._head(normed)
         return logits
 
@@ -109,9 +115,16 @@ class GatedMLP:
         )
 
     def forward(self, states: torch.Tensor, batch: StepBatch) -> torch.Tensor:
-        gated = self._ops.gated_silu(self._gate_up(states, batch.adapters))
-        down: torch.Tensor = self._down(gated, batch.adapters)
+        down: torch.Tensor = self._down(self._gated(states, batch), batch.adapters)
         return down
+
+    def add_to(
+        self, residual: torch.Tensor, states: torch.Tensor, batch: StepBatch
+    ) -> torch.Tensor | None:
+        return self._down.add_to(residual, self._gated(states, batch), batch.adapters)
+
+    def _gated(self, states: torch.Tensor, batch: StepBatch) -> torch.Tensor:
+        return self._gate_up.gated_silu(states, batch.adapters, self._ops)
 
 
 class _Layer:
@@ -153,16 +166,19 @@ class _Layer:
             )
 
     def forward(
-        self, states: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: LayerKV
-    ) -> torch.Tensor:
-        """Return what the next norm must add to `residual`, which is updated in place."""
+        self, states: torch.Tensor | None, residual: torch.Tensor, batch: StepBatch, kv: LayerKV
+    ) -> torch.Tensor | None:
+        """Return what the next norm must add to `residual`, which is updated in place.
+
+        None: nothing, as for `states`.
+        """
         return self.attend(self.store(states, residual, batch, kv), residual, batch, kv)
 
     def store(
-        self, states: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: LayerKV
+        self, states: torch.Tensor | None, residual: torch.Tensor, batch: StepBatch, kv: LayerKV
     ) -> torch.Tensor:
         """Update `residual`, store the rows' keys and values, return their queries."""
-        normed = self._ops.add_rms_norm(states, residual, self._attn_norm, self._eps)
+        normed = norm_of_sum(self._ops, states, residual, self._attn_norm, self._eps)
         return self._ops.rotate_and_store(
             self._qkv(normed, batch.adapters),
             self._rotary,
@@ -175,13 +191,21 @@ class _Layer:
 
     def attend(
         self, queries: torch.Tensor, residual: torch.Tensor, batch: StepBatch, kv: LayerKV
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | None:
         """Return what the next norm must add to `residual`, after attention and the MLP."""
         attended = self._ops.attend(queries, batch, kv, scale=self._scale)
-        normed = self._ops.add_rms_norm(
-            self._out(attended, batch.adapters), residual, self._mlp_norm, self._eps
-        )
-        return self._feed_forward.forward(normed, batch)
+        states = self._out.add_to(residual, attended, batch.adapters)
+        normed = norm_of_sum(self._ops, states, residual, self._mlp_norm, self._eps)
+        return self._feed_forward.add_to(residual, normed, batch)
+
+
+def norm_of_sum(
+    ops: Ops, states: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Add to `residual` what has not been added yet, if anything; return the norm of the sum."""
+    if states is None:
+        return ops.rms_norm(residual, weight, eps)
+    return ops.add_rms_norm(states, residual, weight, eps)
 
 
 def _max_positions(checkpoint: Checkpoint) -> int:

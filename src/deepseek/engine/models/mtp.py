@@ -11,6 +11,7 @@ import torch
 from deepseek.engine.batch import KVShape, LayerKV, StepBatch
 from deepseek.engine.models.checkpoint import Checkpoint
 from deepseek.engine.models.deepseek_v3 import DeepseekLayer, DeepseekV3Decoder, latent_kv_shape
+from deepseek.engine.models.llama import norm_of_sum
 from deepseek.engine.ops.base import Ops
 
 
@@ -87,7 +88,5 @@ class MTPDrafter:
         tokens = self._ops.rms_norm(self.target.embed(next_token_ids), self._token_norm, self._eps)
         normed = self._ops.rms_norm(states, self._state_norm, self._eps)
         residual: torch.Tensor = self._join(torch.cat((tokens, normed), dim=-1), batch.adapters)
-        out = self._layer.forward(
-            torch.zeros_like(residual), residual, self.target.turns(batch), batch, kv
-        )
-        return self._ops.add_rms_norm(out, residual, self._norm, self._eps)
+        out = self._layer.forward(None, residual, self.target.turns(batch), batch, kv)
+        return norm_of_sum(self._ops, out, residual, self._norm, self._eps)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from deepseek.engine.linear import FusingLinear
+from deepseek.engine.ops.base import Ops
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterWeights:
@@ -76,6 +79,7 @@ class Projection(torch.nn.Module):
         self.adapters: AdapterStack | None = None
         """Replaced as a whole, between two steps."""
         self._linear = linear
+        self._fusing = linear if isinstance(linear, FusingLinear) else None
 
     def forward(self, inputs: torch.Tensor, adapters: torch.Tensor | None = None) -> torch.Tensor:
         """Return (rows, out); `adapters` is `StepBatch.adapters`."""
@@ -87,3 +91,24 @@ class Projection(torch.nn.Module):
         # Filled, not multiplied: another adapter's overflow must not become NaN in this row.
         hidden.masked_fill_(adapters[:, None] != stack.owners, 0.0)
         return torch.addmm(out, hidden, stack.up.T)
+
+    def add_to(
+        self, residual: torch.Tensor, inputs: torch.Tensor, adapters: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Add the output to `residual` in place, or return it where that is as fast."""
+        fusing = self._fusing_without(adapters)
+        if fusing is not None and fusing.add_to(residual, inputs):
+            return None
+        return self.forward(inputs, adapters)
+
+    def gated_silu(
+        self, inputs: torch.Tensor, adapters: torch.Tensor | None, ops: Ops
+    ) -> torch.Tensor:
+        """Return silu(gate) * up, where the output holds gate, then up."""
+        fusing = self._fusing_without(adapters)
+        gated = None if fusing is None else fusing.gated_silu(inputs)
+        return ops.gated_silu(self.forward(inputs, adapters)) if gated is None else gated
+
+    def _fusing_without(self, adapters: torch.Tensor | None) -> FusingLinear | None:
+        """Return the layer that may do what follows the product: no adapter comes in between."""
+        return self._fusing if adapters is None or self.adapters is None else None

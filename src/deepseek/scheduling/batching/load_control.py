@@ -20,7 +20,7 @@ SLOW_INTERVAL_S = 10.0
 KV_FULL, KV_RELAXED = 0.9, 0.8
 MEMORY_FULL, MEMORY_RELAXED = 0.97, 0.93
 MAX_ERROR_RATE = 0.05
-MIN_MARGIN, MAX_MARGIN = 0.05, 0.4
+MIN_MARGIN, MAX_MARGIN = 0.05, 0.25
 HOT_C = 87.0
 POWER_AT_LIMIT = 0.98
 BANDWIDTH_FULL = 0.9
@@ -62,6 +62,8 @@ class LoadControl:
         self.may_hold = True
         """Whether work may be held back to batch better."""
         self.mode = Mode.NORMAL
+        self.place_s = 0.0
+        """Device time in which a running request ends and makes place for another."""
         self._clock: float | None = None
         self._last_waiting = 0
         self._failed_reports = 0
@@ -86,6 +88,8 @@ class LoadControl:
     def adjust(self, load: ModelLoad, device: DeviceLoad, *, now_s: float) -> list[Decision]:
         """Take a report; return what it changed."""
         self._found = []
+        if load.service_rate:
+            self.place_s = 1 / load.service_rate
         before = _Note(load, device, now_s)
         self._after_faults(before)
         self._under_pressure(before)
@@ -210,7 +214,7 @@ class LoadControl:
         if (device.temperature_c or 0.0) >= HOT_C or (power or 0.0) >= POWER_AT_LIMIT:
             least += 0.05
         is_missed = slack_s is not None and slack_s < 0
-        is_slow = wait_s is not None and wait_s > 0.8 * self.qos.ttft_s
+        is_slow = wait_s is not None and wait_s > self.qos.ttft_s
         if is_missed or is_slow:
             self.margin = min(MAX_MARGIN, max(least, before + 0.03))
         else:

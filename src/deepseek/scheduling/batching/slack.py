@@ -36,6 +36,10 @@ _TIMER_S = 0.002
 """A wait may end so much late."""
 _DECODE_PART = 0.75
 """Part of the promised time between tokens that decoding may take; the rest is for prompts."""
+_HELD_PART = 0.15
+"""Part of the batch cap from which on no step is held back."""
+_LOST_PART = 1 / 16
+"""Part of the batch cap that requests which are late already may take."""
 _LEAST_SAVING = 0.05
 """Part of a step that is fixed, below which sharing steps saves too little to wait for."""
 
@@ -68,7 +72,9 @@ class SlackPolicy(GreedyPolicy):
             if qos.strict and not running:
                 return now_s if len(waiting) >= qos.min_batch_size else latest_s
         if running:
-            latest_s = min(latest_s, self._held_since_s + qos.max_wait_s)
+            # Answers that take longer hold their places longer: the fuller, the less time is spent.
+            free = 1 - (len(waiting) + len(running)) / (_HELD_PART * self._control.cap)
+            latest_s = min(latest_s, self._held_since_s + qos.max_wait_s * max(0.0, free))
         if now_s >= latest_s:
             return now_s
         decoding, context = decoding_and_context(running)
@@ -106,11 +112,10 @@ class SlackPolicy(GreedyPolicy):
         refused: Sequence[QueuedRequest] = ()
         if late and self._qos.late is LateRequests.REFUSE:
             refused = late
-        elif late:
-            # Alone in the queue, they fill what is free; nobody in time pays for them.
-            if not order:
-                self._lost.update(r.id for r in late)
-            order = [*order, *late]
+        elif late and not order:
+            # A few at a time: each that runs is in the way of those who come in time.
+            order = late[: max(0, self._most_lost - len(self._lost))]
+            self._lost.update(r.id for r in order)
         if order and math.isinf(max_step_s) and not decoding and math.isfinite(order[0].due_s):
             # Nobody decodes: the first answer due bounds how much is done together with it.
             first_s = (order[0].due_s - now_s) / (1 + self._control.margin)
@@ -149,9 +154,7 @@ class SlackPolicy(GreedyPolicy):
         as this one may be.
         """
         waiting = demand.waiting
-        if not waiting:
-            return [], []
-        if math.isinf(self._qos.ttft_s):
+        if not waiting or math.isinf(self._qos.ttft_s):
             return list(waiting), []
         queue = sorted(waiting, key=_due_s)
         if self._estimator.num_observed == 0:
@@ -171,7 +174,12 @@ class SlackPolicy(GreedyPolicy):
         late: list[QueuedRequest] = []
         ahead = sum(r.num_pending for r in demand.running if r.num_pending > 1)
         start_s = demand.now_s
+        free = self._control.cap - len(demand.running)
+        place_s = self._control.place_s
         for request in queue:
+            if len(in_time) >= free:
+                # Somebody must end before it can begin.
+                start_s = demand.now_s + (len(in_time) - free + 1) * place_s
             tokens = ahead + request.num_pending
             # Whole steps before the last; the last is as long as what it holds.
             whole, rest = divmod(tokens - 1, chunk)
@@ -193,6 +201,10 @@ class SlackPolicy(GreedyPolicy):
         fixed_s = self._predict(prefill=0, decoding=0, context=context)
         fitting = (self._qos.itl_s * _DECODE_PART - fixed_s) / per_sequence_s
         return max(1, min(cap, int(fitting)))
+
+    @property
+    def _most_lost(self) -> int:
+        return max(1, int(self._control.cap * _LOST_PART))
 
     # holding back
 

@@ -7,6 +7,7 @@ computed above the diagonal.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # Triton types a kernel's arguments where it is launched.
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,12 +15,11 @@ import triton
 import triton.language as tl
 
 from deepseek.engine.batch import LayerKV
-from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
+from deepseek.engine.ops.triton.launching import Launch, ceil_div, power_of_two, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
     VARYING,
-    can_describe,
-    describe,
+    clear_rows,
     fetch_tile,
     head_blocks,
     load_columns,
@@ -34,13 +34,14 @@ _MIN_ROWS = 16
 @triton.jit(do_not_specialize=VARYING)
 def _chunk_kernel(
     queries_ptr,
-    keys,
-    values,
+    keys_ptr,
+    values_ptr,
     out_ptr,
     query_starts_ptr,
     context_lens_ptr,
     tables_ptr,
     table_stride,
+    total_rows,
     query_row_stride,
     query_head_stride,
     scale,
@@ -59,18 +60,13 @@ def _chunk_kernel(
     REST: tl.constexpr,
     BLOCK_V: tl.constexpr,
     CAUSAL: tl.constexpr,
-    DESCRIBED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """BLOCK_M rows (positions times grouped heads) of one sequence and one key head.
-
-    DESCRIBED: `keys` and `values` are descriptors of (blocks * heads * BLOCK_TOKENS, dim), by which
-    the copy engine fetches tiles; else pointers.
-    """
+    """BLOCK_M rows (positions times grouped heads) of one sequence and one key head."""
     wait_for_inputs(OVERLAP)
     head, sequence = tl.program_id(1), tl.program_id(2)
     # The last rows see most keys: their programs start first, the short ones fill the end.
@@ -80,6 +76,8 @@ def _chunk_kernel(
     context = num_rows
     if BLOCK_TOKENS > 0:
         context = tl.load(context_lens_ptr + sequence)
+    if (sequence == tl.num_programs(2) - 1) & (tile == 0):
+        clear_rows(out_ptr, head, first + num_rows, total_rows, NUM_KV_HEADS, GROUP, VALUE_DIM)
     if tile * BLOCK_M >= num_rows * GROUP:
         return
     packed = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -92,6 +90,7 @@ def _chunk_kernel(
     if REST > 0:
         query_rest = load_columns(queries, row_inside, MAIN, REST, KEY_DIM)
     table = tables_ptr + sequence.to(tl.int64) * table_stride
+    keys, values = _of_head(keys_ptr, values_ptr, head, key_head_stride, value_head_stride)
     limits, unmasked, end = _visible(
         tile * BLOCK_M, packed // GROUP, num_rows, context, GROUP, CAUSAL, BLOCK_M, BLOCK_N
     )
@@ -103,16 +102,14 @@ def _chunk_kernel(
             unmasked if MASKED else 0, end if MASKED else unmasked, BLOCK_N, num_stages=STAGES
         ):
             key = fetch_tile(
-                keys, table, start, context, head, first,
-                key_block_stride, key_head_stride, key_token_stride,
-                0, MAIN, KEY_DIM, NUM_KV_HEADS, BLOCK_TOKENS, DESCRIBED, BLOCK_N, False,
+                keys, table, start, context, first, key_block_stride, key_token_stride,
+                0, MAIN, KEY_DIM, BLOCK_TOKENS, BLOCK_N, False,
             )  # fmt: skip
             scores = tl.dot(query, key.T, input_precision=PRECISION)
             if REST > 0:
                 key_rest = fetch_tile(
-                    keys, table, start, context, head, first,
-                    key_block_stride, key_head_stride, key_token_stride,
-                    MAIN, REST, KEY_DIM, NUM_KV_HEADS, BLOCK_TOKENS, DESCRIBED, BLOCK_N, False,
+                    keys, table, start, context, first, key_block_stride, key_token_stride,
+                    MAIN, REST, KEY_DIM, BLOCK_TOKENS, BLOCK_N, False,
                 )  # fmt: skip
                 scores = tl.dot(query_rest, key_rest.T, scores, input_precision=PRECISION)
             if MASKED:
@@ -121,17 +118,30 @@ def _chunk_kernel(
             weights, maximum, total, factor = softmax_step(scores, maximum, total, scale)
             out = out * factor[:, None]
             value = fetch_tile(
-                values, table, start, context, head, first,
-                value_block_stride, value_head_stride, value_token_stride,
-                0, BLOCK_V, VALUE_DIM, NUM_KV_HEADS, BLOCK_TOKENS, DESCRIBED, BLOCK_N, MASKED,
+                values, table, start, context, first, value_block_stride, value_token_stride,
+                0, BLOCK_V, VALUE_DIM, BLOCK_TOKENS, BLOCK_N, MASKED,
             )  # fmt: skip
             out = tl.dot(weights.to(value.dtype), value, out, input_precision=PRECISION)
 
+    query_heads = rows * (NUM_KV_HEADS * GROUP) + heads
+    _store_normed(out_ptr, query_heads, out, total, row_inside, VALUE_DIM, BLOCK_V)
+
+
+@triton.jit
+def _store_normed(
+    out_ptr, query_heads, out, total, inside, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr
+):
+    """Store weighted sums over their total; padding has seen nothing and gets zeros."""
     columns = tl.arange(0, BLOCK_V)
-    targets = out_ptr + (rows * (NUM_KV_HEADS * GROUP) + heads)[:, None] * VALUE_DIM
-    mask = row_inside[:, None] & (columns < VALUE_DIM)[None, :]
-    total = tl.where(total > 0, total, 1.0)  # padding has seen nothing
-    tl.store(targets + columns[None, :], out / total[:, None], mask=mask)
+    mask = inside[:, None] & (columns < VALUE_DIM)[None, :]
+    targets = out_ptr + query_heads[:, None] * VALUE_DIM + columns[None, :]
+    tl.store(targets, out / tl.where(total > 0, total, 1.0)[:, None], mask=mask)
+
+
+@triton.jit
+def _of_head(keys_ptr, values_ptr, head, key_head_stride, value_head_stride):
+    head = head.to(tl.int64)
+    return keys_ptr + head * key_head_stride, values_ptr + head * value_head_stride
 
 
 @triton.jit
@@ -158,42 +168,6 @@ def _visible(
     return limits, tl.minimum(unmasked, end), end
 
 
-@triton.jit(do_not_specialize=["end_ptr", "num_rows"])
-def _clear_kernel(
-    out_ptr,
-    end_ptr,
-    num_rows,
-    width,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    wait_for_inputs(OVERLAP)
-    end = tl.load(end_ptr)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    cleared = ((rows >= end) & (rows < num_rows))[:, None]
-    if (tl.program_id(0) + 1) * ROWS > end:
-        for first in range(0, width, BLOCK):
-            columns = (first + tl.arange(0, BLOCK))[None, :]
-            targets = out_ptr + rows.to(tl.int64)[:, None] * width + columns
-            tl.store(targets, 0.0, mask=cleared & (columns < width))
-
-
-def clear_padding(launch: Launch, out: torch.Tensor, query_starts: torch.Tensor) -> None:
-    """Zero the rows of (rows, heads, dim) that belong to no sequence."""
-    num_rows, width = out.shape[0], out.shape[1] * out.shape[2]
-    _clear_kernel[(triton.cdiv(num_rows, _MIN_ROWS),)](
-        out,
-        query_starts[-1:],
-        num_rows,
-        width,
-        ROWS=_MIN_ROWS,
-        BLOCK=128,
-        num_warps=4,
-        **launch.options,
-    )
-
-
 def attend_chunks(
     launch: Launch,
     queries: torch.Tensor,
@@ -206,25 +180,27 @@ def attend_chunks(
     max_rows: int,
     scale: float,
 ) -> None:
-    """Causal attention over paged state, for sequences of up to `max_rows` rows."""
+    """Causal attention over paged state, for sequences of up to `max_rows` rows.
+
+    Rows after the last sequence's are padding and are zeroed.
+    """
     num_heads, key_dim = queries.shape[1:]
     num_kv_heads, value_dim = kv.keys.shape[1], kv.values.shape[3]
     group = num_heads // num_kv_heads
-    tiles = _tiles(launch, max_rows * group, dims=(key_dim, value_dim), dtype=queries.dtype)
-    described = launch.has_copy_engine and can_describe(kv, tiles)
-    keys, values = kv.keys, kv.values
-    if described:
-        keys, values = (describe(part, tiles["BLOCK_N"]) for part in (keys, values))
-    grid = (triton.cdiv(max_rows * group, tiles["BLOCK_M"]), num_kv_heads, context_lens.shape[0])
-    _chunk_kernel[grid](
+    tiles = _tiles(key_dim, value_dim, queries.dtype, has_large_tiles=launch.has_large_tiles)
+    grid = (ceil_div(max_rows * group, tiles["BLOCK_M"]), num_kv_heads, context_lens.shape[0])
+    launch(
+        _chunk_kernel,
+        grid,
         queries,
-        keys,
-        values,
+        kv.keys,
+        kv.values,
         out,
         query_starts,
         context_lens,
         block_tables,
         block_tables.stride(0),
+        out.shape[0],
         *queries.stride()[:2],
         scale * LOG2_E,
         *kv.keys.stride()[:3],
@@ -235,9 +211,7 @@ def attend_chunks(
         VALUE_DIM=value_dim,
         BLOCK_TOKENS=kv.block_tokens,
         CAUSAL=True,
-        DESCRIBED=described,
         **tiles,
-        **launch.options,
     )
 
 
@@ -249,8 +223,12 @@ def attend_packed(
     dim = qkv.shape[1] // (3 * num_heads)
     queries, keys, values = qkv.view(num_tokens, 3, num_heads, dim).unbind(1)
     out = torch.empty((num_tokens, num_heads * dim), dtype=qkv.dtype, device=qkv.device)
-    tiles = _tiles(launch, max_len, dims=(dim, dim), dtype=qkv.dtype)
-    _chunk_kernel[(triton.cdiv(max_len, tiles["BLOCK_M"]), num_heads, starts.shape[0] - 1)](
+    tiles = _tiles(dim, dim, qkv.dtype, has_large_tiles=launch.has_large_tiles)
+    # Sentences are short.
+    block_m = min(tiles["BLOCK_M"], max(power_of_two(max_len), _MIN_ROWS))
+    launch(
+        _chunk_kernel,
+        (ceil_div(max_len, block_m), num_heads, starts.shape[0] - 1),
         queries,
         keys,
         values,
@@ -259,6 +237,7 @@ def attend_packed(
         starts,
         starts,
         0,
+        num_tokens,
         *queries.stride()[:2],
         dim**-0.5 * LOG2_E,
         0,
@@ -273,37 +252,35 @@ def attend_packed(
         VALUE_DIM=dim,
         BLOCK_TOKENS=0,
         CAUSAL=False,
-        DESCRIBED=False,
-        **tiles,
-        **launch.options,
+        **{**tiles, "BLOCK_M": block_m},
     )
     return out
 
 
+@cache
 def _tiles(
-    launch: Launch, num_rows: int, *, dims: tuple[int, int], dtype: torch.dtype
+    key_dim: int, value_dim: int, dtype: torch.dtype, *, has_large_tiles: bool
 ) -> dict[str, Any]:
     """Choose the tile sizes, so that a tile's operands fit in shared memory and registers.
 
     Five stages hold two tiles of keys and values besides the one in use: block tables are read
     ahead of the keys they lead to.
     """
-    shape = head_blocks(*dims)
+    shape = head_blocks(key_dim, value_dim)
     width = max(shape["MAIN"], shape["BLOCK_V"])
     if dtype.itemsize > 2:  # no tensor cores: small tiles, or all is spilled
-        block_m, block_n, stages, warps = 16, 16 if width > 128 else 32, 1, 8
+        block_m, block_n, stages = max(16, min(64, 4096 // width)), 16 if width > 128 else 32, 1
     elif width <= 128:
-        block_m, block_n, stages, warps = 128, 64, 5 if launch.has_large_tiles else 2, 8
+        block_m, block_n, stages = 128, 64, 5 if has_large_tiles else 2
     elif width <= 256:
-        block_m, block_n, stages, warps = 64, 64, 2, 8
+        block_m, block_n, stages = 64, 64, 2
     else:
-        block_m, block_n, stages, warps = 64, 32, 2, 8
-    block_m = min(block_m, max(triton.next_power_of_2(num_rows), _MIN_ROWS))
+        block_m, block_n, stages = 64, 32, 2
     return {
         **shape,
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "STAGES": stages,
         "PRECISION": precision(dtype),
-        "num_warps": warps,
+        "num_warps": 8,
     }

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from deepseek.engine.batch import LayerKV, StepBatch
-from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
+from deepseek.engine.ops.triton.launching import Launch, ceil_div, power_of_two, wait_for_inputs
 
 _MIN_ROWS = 4096
 """Below, the gain is under 2 % of a step."""
@@ -71,7 +71,7 @@ def attend_prompt(
 ) -> torch.Tensor:
     """Causal attention of the rows of one prompt over themselves; (rows, heads, dim)."""
     num_rows = queries.shape[0]
-    padded = triton.cdiv(num_rows, _ROW_STEP) * _ROW_STEP
+    padded = ceil_div(num_rows, _ROW_STEP) * _ROW_STEP
     keys, values = (
         _gathered(launch, state, batch=batch, num_rows=padded) for state in (kv.keys, kv.values)
     )
@@ -95,7 +95,9 @@ def _gathered(
     """Return the first sequence's keys (or values) as (kv_heads, num_rows, dim)."""
     num_heads, block_tokens, dim = state.shape[1:]
     out = torch.empty((num_heads, num_rows, dim), dtype=state.dtype, device=state.device)
-    _gather_kernel[(triton.cdiv(num_rows, _GATHERED_ROWS), num_heads)](
+    launch(
+        _gather_kernel,
+        (ceil_div(num_rows, _GATHERED_ROWS), num_heads, 1),
         state,
         out,
         batch.block_tables,
@@ -103,10 +105,9 @@ def _gathered(
         num_rows,
         *state.stride()[:3],
         DIM=dim,
-        BLOCK_DIM=triton.next_power_of_2(dim),
+        BLOCK_DIM=power_of_two(dim),
         BLOCK_TOKENS=block_tokens,
         BLOCK_ROWS=_GATHERED_ROWS,
         num_warps=4,
-        **launch.options,
     )
     return out

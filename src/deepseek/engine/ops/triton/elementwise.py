@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from deepseek.engine.batch import LayerKV, StepBatch
-from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
+from deepseek.engine.ops.triton.launching import Launch, ceil_div, power_of_two, wait_for_inputs
 
 _SILU_BLOCK = 1024
 _HEADS_PER_PROGRAM = 16
@@ -185,8 +185,10 @@ def rms_norm(
     num_rows, width = states.shape
     out = torch.empty((num_rows, width), dtype=states.dtype, device=states.device)
     other = states if residual is None else residual
-    block = triton.next_power_of_2(width)
-    _rms_norm_kernel[(num_rows,)](
+    block = power_of_two(width)
+    launch(
+        _rms_norm_kernel,
+        (num_rows, 1, 1),
         states,
         other,
         weight,
@@ -198,7 +200,6 @@ def rms_norm(
         ADD=residual is not None,
         BLOCK=block,
         num_warps=min(max(block // 512, 1), 16),
-        **launch.options,
     )
     return out
 
@@ -207,9 +208,16 @@ def gated_silu(launch: Launch, gate_up: torch.Tensor) -> torch.Tensor:
     """Return silu(gate) * up of rows that hold gate, then up."""
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((num_rows, width), dtype=gate_up.dtype, device=gate_up.device)
-    grid = (num_rows, triton.cdiv(width, _SILU_BLOCK))
-    _gated_silu_kernel[grid](
-        gate_up, out, gate_up.stride(0), width, BLOCK=_SILU_BLOCK, num_warps=4, **launch.options
+    grid = (num_rows, ceil_div(width, _SILU_BLOCK), 1)
+    launch(
+        _gated_silu_kernel,
+        grid,
+        gate_up,
+        out,
+        gate_up.stride(0),
+        width,
+        BLOCK=_SILU_BLOCK,
+        num_warps=4,
     )
     return out
 
@@ -231,8 +239,10 @@ def rotate_and_store(
     queries = torch.empty((num_rows, num_heads, dim), dtype=qkv.dtype, device=qkv.device)
     query_norm, key_norm = (qkv, qkv) if head_norms is None else head_norms
     total_heads = num_heads + 2 * num_kv_heads
-    heads = min(_HEADS_PER_PROGRAM, triton.next_power_of_2(total_heads))
-    _rotate_and_store_kernel[(num_rows, triton.cdiv(total_heads, heads))](
+    heads = min(_HEADS_PER_PROGRAM, power_of_two(total_heads))
+    launch(
+        _rotate_and_store_kernel,
+        (num_rows, ceil_div(total_heads, heads), 1),
         qkv,
         rotary,
         batch.positions,
@@ -252,9 +262,8 @@ def rotate_and_store(
         BLOCK_TOKENS=kv.block_tokens,
         NORMS=head_norms is not None,
         HEADS=heads,
-        HALF=triton.next_power_of_2(dim // 2),
+        HALF=power_of_two(dim // 2),
         num_warps=4,
-        **launch.options,
     )
     return queries
 
@@ -262,8 +271,10 @@ def rotate_and_store(
 def store(launch: Launch, source: torch.Tensor, *, target: torch.Tensor, batch: StepBatch) -> None:
     """Store (rows, heads, dim) in the paged `target` where the batch says."""
     num_rows, num_heads, dim = source.shape
-    block_dim = triton.next_power_of_2(dim)
-    _store_kernel[(num_rows, num_heads)](
+    block_dim = power_of_two(dim)
+    launch(
+        _store_kernel,
+        (num_rows, num_heads, 1),
         source,
         batch.kv_rows,
         target,
@@ -273,5 +284,4 @@ def store(launch: Launch, source: torch.Tensor, *, target: torch.Tensor, batch: 
         DIM=dim,
         BLOCK_DIM=block_dim,
         num_warps=1 if block_dim <= 256 else 2,
-        **launch.options,
     )

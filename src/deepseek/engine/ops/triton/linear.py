@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
-from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
+from deepseek.engine.ops.triton import gated_linear
+from deepseek.engine.ops.triton.launching import Launch, ceil_div, power_of_two, wait_for_inputs
 
 MAX_ROWS = 16
 """Rows up to which the kernel is used; see benchmarks/gpu_kernels.py."""
@@ -26,6 +27,8 @@ _PROGRAMS_PER_PROCESSOR = 2
 """Programs wanted at least; more even out their end, fewer cost less to add up."""
 _MAX_SPLITS = 8
 _MIN_ROWS = 16
+_MIN_ADDED_ROWS = 2048
+"""Rows from which adding inside the product pays: below, the output lies in the second cache."""
 _MIN_TILES = 4
 """Steps of the sum that a program should have, to be worth its start."""
 
@@ -112,14 +115,14 @@ class SmallLinear:
 
     def __init__(self, device: torch.device, *, max_width_out: int = 1 << 20) -> None:
         """Allocate the counters here, outside any graph, since they outlive a step."""
-        self._launch = Launch(device)
-        num_tiles = triton.cdiv(max_width_out, _BLOCK_N)
+        self.launch = Launch(device)
+        num_tiles = ceil_div(max_width_out, _BLOCK_N)
         self._arrivals = torch.zeros(num_tiles, dtype=torch.int32, device=device)
 
     def takes(self, inputs: torch.Tensor) -> bool:
         """Say whether the kernel is the faster way for these (rows, in)."""
         is_fit = inputs.shape[0] <= MAX_ROWS and inputs.stride(1) == 1
-        return is_fit and inputs.itemsize == 2 and self._launch.has_large_tiles
+        return is_fit and inputs.itemsize == 2 and self.launch.has_large_tiles
 
     def __call__(
         self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
@@ -128,12 +131,14 @@ class SmallLinear:
         num_rows, width_in = inputs.shape
         width_out = weight.shape[0]
         out = torch.empty((num_rows, width_out), dtype=inputs.dtype, device=inputs.device)
-        num_tiles = triton.cdiv(width_out, _BLOCK_N)
-        tiles_each, splits = self._split(num_tiles, triton.cdiv(width_in, _BLOCK_K))
+        num_tiles = ceil_div(width_out, _BLOCK_N)
+        tiles_each, splits = self._split(num_tiles, ceil_div(width_in, _BLOCK_K))
         even = width_in % _BLOCK_K == 0
         parts = splits * num_rows * width_out if splits > 1 else 0
         partial = torch.empty(parts, device=inputs.device)
-        _linear_kernel[(num_tiles, splits)](
+        self.launch(
+            _linear_kernel,
+            (num_tiles, splits, 1),
             inputs,
             weight,
             bias,
@@ -148,28 +153,28 @@ class SmallLinear:
             IS_SPLIT=splits > 1,
             HAS_BIAS=bias is not None,
             EVEN=even,
-            BLOCK_M=max(triton.next_power_of_2(num_rows), _MIN_ROWS),
+            BLOCK_M=max(power_of_two(num_rows), _MIN_ROWS),
             BLOCK_N=_BLOCK_N,
             BLOCK_K=_BLOCK_K,
             STAGES=_STAGES,
             num_warps=4,
-            **self._launch.options,
         )
         return out
 
     def _split(self, num_tiles: int, num_steps: int) -> tuple[int, int]:
         """Return the steps of the sum each program makes, and how many programs share a tile."""
-        wanted = triton.cdiv(self._launch.num_processors * _PROGRAMS_PER_PROCESSOR, num_tiles)
+        wanted = ceil_div(self.launch.num_processors * _PROGRAMS_PER_PROCESSOR, num_tiles)
         splits = max(1, min(wanted, _MAX_SPLITS, num_steps // _MIN_TILES))
-        tiles_each = triton.cdiv(num_steps, splits)
-        return tiles_each, triton.cdiv(num_steps, tiles_each)
+        tiles_each = ceil_div(num_steps, splits)
+        return tiles_each, ceil_div(num_steps, tiles_each)
 
 
 class GpuLinear(torch.nn.Module):
     """`y = x W^T + b`, by the kernel for few rows and by the vendor's library for more.
 
     The choice is made by the number of rows, which is fixed in a captured step. Layers of one
-    device share the kernel's counters, so one stream at a time may run them.
+    device share the kernel's counters, so one stream at a time may run them. A
+    `deepseek.engine.linear.FusingLinear` for the many rows of prompts.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -187,6 +192,18 @@ class GpuLinear(torch.nn.Module):
             return functional.linear(inputs, self._weight, self._bias)
         out = self._small(rows, self._weight, self._bias)
         return out.view(*inputs.shape[:-1], self.out_features)
+
+    def add_to(self, residual: torch.Tensor, inputs: torch.Tensor) -> bool:
+        if self._bias is not None or inputs.shape[0] < _MIN_ADDED_ROWS:
+            return False
+        residual.addmm_(inputs, self._weight.T)
+        return True
+
+    def gated_silu(self, inputs: torch.Tensor) -> torch.Tensor | None:
+        launch = self._small.launch
+        if self._bias is not None or not gated_linear.takes(launch, inputs, self._weight):
+            return None
+        return gated_linear.gated_linear(launch, inputs, self._weight)
 
 
 @cache

@@ -83,12 +83,11 @@ class TritonOps:
                 context_lens=batch.context_lens[:num_decodes],
                 block_tables=batch.block_tables,
                 max_rows=1,
+                total_rows=num_decodes if num_sequences > num_decodes else num_rows,
                 scale=scale,
             )
         if num_sequences > num_decodes:
             self._attend_chunks(queries, out, batch=batch, kv=kv, scale=scale)
-        if num_rows > num_decodes:
-            chunk_attention.clear_padding(self._launch, out, batch.query_starts)
         return out.flatten(1)
 
     def attend_packed(
@@ -120,6 +119,7 @@ class TritonOps:
                 context_lens=context_lens,
                 block_tables=block_tables,
                 max_rows=batch.max_query_rows,
+                total_rows=queries.shape[0],
                 scale=scale,
             )
             return

@@ -3,25 +3,20 @@
 # Triton types a kernel's arguments where it is launched.
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from deepseek.engine.batch import LayerKV
+from deepseek.engine.ops.triton.launching import power_of_two
 
 LOG2_E = math.log2(math.e)
 """Softmax is computed with powers of two, which the device has an instruction for."""
 _MIN_BLOCK = 16
 """Shortest side of a matrix product's operand."""
-VARYING = ("query_starts_ptr", "context_lens_ptr", "tables_ptr", "table_stride")
+VARYING = ("query_starts_ptr", "context_lens_ptr", "tables_ptr", "table_stride", "total_rows")
 """Arguments whose alignment changes from step to step: a kernel compiled for each would stop the
 service for a second in the middle of its work."""
-_MAX_DESCRIBED_WIDTH = 256
-"""Longest side of a tile that the copy engine fetches."""
 
 
 @triton.jit
@@ -75,46 +70,48 @@ def load_tile(pointers, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.conste
 
 @triton.jit
 def fetch_tile(
-    state,
+    state_ptr,
     table_ptr,
     start,
     end,
-    head,
     first_token,
     block_stride,
-    head_stride,
     token_stride,
     FIRST: tl.constexpr,
     WIDTH: tl.constexpr,
     DIM: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
-    DESCRIBED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CHECKED: tl.constexpr,
 ):
     """Return columns of the keys (or values) at `start` to `start + BLOCK_N` of one head.
 
-    DESCRIBED: `state` is what `describe` returns, else a pointer. CHECKED: zeros from `end` on,
-    where what is stored may be no number, which a weight of 0 would not undo.
+    CHECKED: zeros from `end` on, where what is stored may be no number, which a weight of 0 would
+    not undo.
     """
-    inside = start + tl.arange(0, BLOCK_N) < end
-    if DESCRIBED:
-        block = tl.load(table_ptr + start // BLOCK_TOKENS)
-        row = (block * NUM_KV_HEADS + head) * BLOCK_TOKENS + start % BLOCK_TOKENS
-        tile = state.load([row, 0])
-        if CHECKED:
-            tile = tl.where(inside[:, None], tile, 0.0)
+    pointers = state_ptr + tile_offsets(
+        table_ptr, start, end, first_token, block_stride, token_stride, BLOCK_TOKENS, BLOCK_N
+    )
+    if CHECKED:
+        inside = start + tl.arange(0, BLOCK_N) < end
+        tile = load_columns(pointers, inside, FIRST, WIDTH, DIM)
     else:
-        offsets = tile_offsets(
-            table_ptr, start, end, first_token, block_stride, token_stride, BLOCK_TOKENS, BLOCK_N
-        )
-        pointers = state + head.to(tl.int64) * head_stride + offsets
-        if CHECKED:
-            tile = load_columns(pointers, inside, FIRST, WIDTH, DIM)
-        else:
-            tile = load_tile(pointers, FIRST, WIDTH, DIM)
+        tile = load_tile(pointers, FIRST, WIDTH, DIM)
     return tile
+
+
+@triton.jit
+def clear_rows(
+    out_ptr, head, begin, end, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr
+):
+    """Zero what the query heads of one key head give for the rows of padding, few if any."""
+    width: tl.constexpr = GROUP * DIM
+    out_ptr += (begin.to(tl.int64) * NUM_KV_HEADS + head) * width
+    for _ in range(begin, end):
+        for first in range(0, width, 128):
+            columns = first + tl.arange(0, 128)
+            tl.store(out_ptr + columns, tl.zeros([128], tl.float32), mask=columns < width)
+        out_ptr += NUM_KV_HEADS * width
 
 
 @triton.jit
@@ -137,30 +134,14 @@ def head_blocks(key_dim: int, value_dim: int) -> dict[str, int]:
     576 (a latent of 512 and 64 rotated) is 512 + 64, where one part would be 1024.
     """
     main = max(1 << (key_dim.bit_length() - 1), _MIN_BLOCK)
-    rest = max(triton.next_power_of_2(key_dim - main), _MIN_BLOCK) if key_dim > main else 0
+    rest = max(power_of_two(key_dim - main), _MIN_BLOCK) if key_dim > main else 0
     return {
         "MAIN": main,
         "REST": rest,
-        "BLOCK_V": max(triton.next_power_of_2(value_dim), _MIN_BLOCK),
+        "BLOCK_V": max(power_of_two(value_dim), _MIN_BLOCK),
     }
 
 
 def precision(dtype: torch.dtype) -> str:
     """Return the precision of matrix products: exact for float32, of no effect for halves."""
     return "ieee" if dtype == torch.float32 else "tf32"
-
-
-def can_describe(kv: LayerKV, blocks: Mapping[str, Any]) -> bool:
-    """Say whether tiles of this size can be fetched by `describe`'s descriptors: whole rows, inside
-    one block each."""
-    is_whole = blocks["MAIN"] == kv.keys.shape[3] and blocks["BLOCK_V"] == kv.values.shape[3]
-    is_plain = kv.keys.is_contiguous() and kv.values.is_contiguous()
-    width = max(blocks["MAIN"], blocks["BLOCK_V"])
-    is_inside = kv.block_tokens % blocks["BLOCK_N"] == 0
-    return is_whole and is_plain and is_inside and width <= _MAX_DESCRIBED_WIDTH
-
-
-def describe(state: torch.Tensor, num_tokens: int) -> TensorDescriptor:
-    """Return a descriptor by which the copy engine (Hopper's TMA) fetches tiles of `num_tokens`."""
-    rows = state.view(-1, state.shape[3])
-    return TensorDescriptor.from_tensor(rows, [num_tokens, state.shape[3]])

@@ -7,6 +7,7 @@ Flash-Decoding). The query heads that share a key head are rows of one matrix pr
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # Triton types a kernel's arguments where it is launched.
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ import triton
 import triton.language as tl
 
 from deepseek.engine.batch import LayerKV
-from deepseek.engine.ops.triton.launching import Launch, wait_for_inputs
+from deepseek.engine.ops.triton.launching import Launch, ceil_div, power_of_two, wait_for_inputs
 from deepseek.engine.ops.triton.paging import (
     LOG2_E,
     VARYING,
+    clear_rows,
     fetch_tile,
     head_blocks,
     load_columns,
@@ -40,20 +42,17 @@ _PROGRAMS_PER_PROCESSOR = 2
 def _partial_attention(
     queries,
     row_inside,
-    keys,
-    values,
+    keys_ptr,
+    values_ptr,
     table_ptr,
-    head,
     limits,
     begin,
     end,
     context,
     scale,
     key_block_stride,
-    key_head_stride,
     key_token_stride,
     value_block_stride,
-    value_head_stride,
     value_token_stride,
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -76,16 +75,14 @@ def _partial_attention(
     out = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         key = fetch_tile(
-            keys, table_ptr, start, context, head, 0,
-            key_block_stride, key_head_stride, key_token_stride,
-            0, MAIN, KEY_DIM, 0, BLOCK_TOKENS, False, BLOCK_N, SHARED,
+            keys_ptr, table_ptr, start, context, 0, key_block_stride, key_token_stride,
+            0, MAIN, KEY_DIM, BLOCK_TOKENS, BLOCK_N, SHARED,
         )  # fmt: skip
         scores = tl.dot(query, key.T, input_precision=PRECISION)
         if REST > 0:
             key_rest = fetch_tile(
-                keys, table_ptr, start, context, head, 0,
-                key_block_stride, key_head_stride, key_token_stride,
-                MAIN, REST, KEY_DIM, 0, BLOCK_TOKENS, False, BLOCK_N, False,
+                keys_ptr, table_ptr, start, context, 0, key_block_stride, key_token_stride,
+                MAIN, REST, KEY_DIM, BLOCK_TOKENS, BLOCK_N, False,
             )  # fmt: skip
             scores = tl.dot(query_rest, key_rest.T, scores, input_precision=PRECISION)
         positions = start + tl.arange(0, BLOCK_N)
@@ -94,9 +91,8 @@ def _partial_attention(
         value = key
         if not SHARED:
             value = fetch_tile(
-                values, table_ptr, start, context, head, 0,
-                value_block_stride, value_head_stride, value_token_stride,
-                0, BLOCK_V, VALUE_DIM, 0, BLOCK_TOKENS, False, BLOCK_N, True,
+                values_ptr, table_ptr, start, context, 0, value_block_stride, value_token_stride,
+                0, BLOCK_V, VALUE_DIM, BLOCK_TOKENS, BLOCK_N, True,
             )  # fmt: skip
         out = out * factor[:, None]
         out = tl.dot(weights.to(value.dtype), value, out, input_precision=PRECISION)
@@ -178,6 +174,7 @@ def _split_kernel(
     context_lens_ptr,
     tables_ptr,
     table_stride,
+    total_rows,
     query_row_stride,
     query_head_stride,
     scale,
@@ -215,6 +212,8 @@ def _split_kernel(
     if not ONE_ROW:
         first = tl.load(query_starts_ptr + sequence)
         num_rows = tl.load(query_starts_ptr + sequence + 1) - first
+    if (sequence == tl.num_programs(2) - 1) & (split == 0) & (tl.program_id(1) % TILES == 0):
+        clear_rows(out_ptr, head, first + num_rows, total_rows, NUM_KV_HEADS, GROUP, VALUE_DIM)
 
     packed = (tl.program_id(1) % TILES) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows = (first + packed // GROUP).to(tl.int64)
@@ -232,11 +231,12 @@ def _split_kernel(
     begin = split * tiles_each * BLOCK_N
     if begin < context:
         out, maximum, total = _partial_attention(
-            queries, row_inside, keys_ptr, values_ptr,
-            tables_ptr + sequence.to(tl.int64) * table_stride, head, limits,
+            queries, row_inside,
+            keys_ptr + head.to(tl.int64) * key_head_stride,
+            values_ptr + head.to(tl.int64) * value_head_stride,
+            tables_ptr + sequence.to(tl.int64) * table_stride, limits,
             begin, tl.minimum(begin + tiles_each * BLOCK_N, context), context, scale,
-            key_block_stride, key_head_stride, key_token_stride,
-            value_block_stride, value_head_stride, value_token_stride,
+            key_block_stride, key_token_stride, value_block_stride, value_token_stride,
             KEY_DIM, VALUE_DIM, BLOCK_TOKENS, SHARED, MAIN, REST, BLOCK_V, BLOCK_M, BLOCK_N,
             STAGES, PRECISION,
         )  # fmt: skip
@@ -275,19 +275,21 @@ class SplitAttention:
         context_lens: torch.Tensor,
         block_tables: torch.Tensor,
         max_rows: int,
+        total_rows: int,
         scale: float,
     ) -> None:
         """Attend for sequences of at most `max_rows` rows each; (rows, heads, dim) in and out.
 
-        With `max_rows` 1 sequence i is row i, and `query_starts` is not read.
+        With `max_rows` 1 sequence i is row i, and `query_starts` is not read. Rows after the last
+        sequence's, up to `total_rows`, are padding and are zeroed.
         """
         num_sequences = context_lens.shape[0]
         num_heads, key_dim = queries.shape[1:]
         num_kv_heads, value_dim = kv.keys.shape[1], kv.values.shape[3]
         group = num_heads // num_kv_heads
-        packed = triton.next_power_of_2(max_rows * group)
+        packed = power_of_two(max_rows * group)
         block_m = min(max(packed, _MIN_ROWS), MAX_ROWS)
-        tiles = triton.cdiv(max_rows * group, block_m)
+        tiles = ceil_div(max_rows * group, block_m)
         units = num_sequences * num_kv_heads * tiles
         shape = _tiles(key_dim, value_dim, queries.dtype)
         max_tiles = block_tables.shape[1] * kv.block_tokens // shape["BLOCK_N"]
@@ -295,7 +297,9 @@ class SplitAttention:
         parts = (units, splits, block_m) if splits > 1 else (0, 0, 0)
         partial = torch.empty((*parts, shape["BLOCK_V"]), device=out.device)
         stats = torch.empty((*parts, 2), device=out.device)
-        _split_kernel[(splits, num_kv_heads * tiles, num_sequences)](
+        self._launch(
+            _split_kernel,
+            (splits, num_kv_heads * tiles, num_sequences),
             queries,
             kv.keys,
             kv.values,
@@ -307,6 +311,7 @@ class SplitAttention:
             context_lens,
             block_tables,
             block_tables.stride(0),
+            total_rows,
             *queries.stride()[:2],
             scale * LOG2_E,
             *kv.keys.stride()[:3],
@@ -323,17 +328,17 @@ class SplitAttention:
             BLOCK_M=block_m,
             SPLITS=splits,
             PRECISION=precision(queries.dtype),
-            **self._launch.options,
         )
 
     def _num_splits(self, units: int, max_tiles: int) -> int:
         """Choose by the batch alone: a captured step must serve any context."""
-        wanted = triton.cdiv(self._launch.num_processors * _PROGRAMS_PER_PROCESSOR, units)
+        wanted = ceil_div(self._launch.num_processors * _PROGRAMS_PER_PROCESSOR, units)
         if units > _MAX_SPLIT_UNITS:
             return 1
-        return int(min(triton.next_power_of_2(min(wanted, max(max_tiles, 1))), _MAX_SPLITS))
+        return int(min(power_of_two(min(wanted, max(max_tiles, 1))), _MAX_SPLITS))
 
 
+@cache
 def _tiles(key_dim: int, value_dim: int, dtype: torch.dtype) -> dict[str, Any]:
     """Choose the tile sizes, so that a tile's operands fit in shared memory several times over.
 

@@ -185,6 +185,10 @@ GATEWAY = "models: {m: {source: x}}\ngateway: {%s}"
         ),
         (POOL % "max_step_time: 0", "max_step_time: must be a duration"),
         (POOL % "decision_record_bytes: 1KiB", "decision_record_bytes: must be a size"),
+        (
+            "models: {m: {source: x}}\npools: {a: {step_record: r}, b: {decisionRecord: r}}",
+            "pools.b.decisionRecord: is the step_record of 'a' too; give each a file of its own",
+        ),
         (GATEWAY % "admin: maybe", "gateway.admin: must be true or false"),
         ("models: {m: {source: x}}\npools: {default: }", "pools.default: is empty; give a mapping"),
         (

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -11,7 +11,7 @@ from deepseek.core.decisions import Decision
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.load import DeviceLoad, ModelLoad
 from deepseek.core.qos import QoS
-from deepseek.scheduling.batching.base import BatchingPolicy, StepLimits, StepShape
+from deepseek.scheduling.batching.base import BatchingPolicy, Demand, StepLimits, StepShape
 from deepseek.scheduling.batching.registry import batching_policy_names, make_batching_policy
 from deepseek.scheduling.decision_log import Ended, Line, RecordedPolicy, encode_line, replay
 
@@ -36,6 +36,17 @@ BUSY = replace(
     arrival_rate=61.3, error_rate=0.125,
 )  # fmt: skip
 HOT = DeviceLoad(utilization=0.99, temperature_c=91.0, is_throttled=True, clock_mhz=1000.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A `QueuedRequest` that nothing has been computed of."""
+
+    id: int
+    arrived_s: float
+    due_s: float
+    num_pending: int = 30
+    num_computed: int = 0
 
 
 class Run:
@@ -100,6 +111,21 @@ def test_recording_changes_no_decision(policy: str) -> None:
     recorded = eventful(policy)
     assert recorded.decisions, "the load above makes this policy decide"
     assert eventful(policy, is_recorded=False).decisions == recorded.decisions
+
+
+@pytest.mark.parametrize("policy", batching_policy_names())
+def test_decisions_do_not_depend_on_calls_that_are_not_recorded(policy: str) -> None:
+    quiet, planned = Run(policy=policy), Run(policy=policy)
+    for load in (CALM, BUSY, CALM):
+        for run in (quiet, planned):
+            run.steps(times=4)
+            run.report(load, HOT, times=12)
+        queue = [Waiting(id=n, arrived_s=100.0 + n, due_s=100.5 + n) for n in range(40)]
+        demand = Demand(now_s=120.0, waiting=queue, running=[])
+        planned.policy.ready_at(demand)
+        planned.policy.plan(demand, max_step_s=0.01)
+    assert planned.decisions == quiet.decisions
+    assert replay(planned.text()).is_same
 
 
 def test_a_decision_that_was_changed_afterwards_is_found_with_its_line() -> None:

@@ -90,7 +90,7 @@ def _ago(seconds: float) -> str:
 def _signal(name: str, value: Any) -> str:
     """Return a signal in words: `oldest_wait_s`, 0.3 becomes `oldest wait 300 ms`."""
     words = name.removeprefix("num_").removeprefix("is_")
-    shown = _plain
+    shown: Callable[[Any], str] = _plain
     for suffix, with_unit in _UNITS.items():
         if words.endswith(suffix):
             words = words.removesuffix(suffix)

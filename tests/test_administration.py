@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from deepseek.serving.base import SettingChange
 from deepseek.serving.platform import Platform
 from deepseek.weights.progress import SilentProgress
 from tests.serving.workers import collect, greedy_options
+from tests.tiny_models import said_to_be_gpt_neox
 
 real_workers = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -183,6 +185,23 @@ class TestLive:
             told = await until_recorded(tmp_path, "default", 5)
             assert [qos["weight"] for model, qos in told if model == "chat"] == [1.0, 9.0, 1.0]
             assert len(qos_told_to_workers(tmp_path, "second")) == 1
+
+    async def test_batching_that_vllm_would_not_heed_is_refused_while_serving(
+        self, tiny_llama_dir: Path, tiny_bert_dir: Path, tmp_path: Path
+    ) -> None:
+        data = two_pools(tiny_llama_dir, tiny_bert_dir, tmp_path)
+        foreign = said_to_be_gpt_neox(tiny_llama_dir, tmp_path / "neox")
+        data["models"]["foreign"] = {"source": str(foreign), "pool": "second"}
+        # `engine: auto` leaves it to vLLM, which a pool's own environment may have or not.
+        data["pools"]["second"]["python"] = sys.executable
+        async with live(data, tmp_path) as (deployment, platform):
+            wanted = changed(data, chat={"share": 2}, foreign={"qos": {"policy": "greedy"}})
+            with pytest.raises(InvalidRequest, match=r"models\.foreign\.qos\.policy: .*vLLM"):
+                await deployment.apply(wanted)
+            assert set(qos_of(platform).values()) == {QoS()}
+            changes = await deployment.apply(changed(data, foreign={"share": 2}))
+            assert [(c.model, c.after) for c in changes] == [("foreign", 2.0)]
+            assert qos_of(platform)["foreign"].weight == 2.0
 
     async def test_a_file_that_differs_elsewhere_changes_nothing(
         self, tiny_llama_dir: Path, tiny_bert_dir: Path, tmp_path: Path

@@ -169,7 +169,15 @@ GATEWAY = "models: {m: {source: x}}\ngateway: {%s}"
         ),
         (
             MODEL % "engine: vllm, qos: {policy: greedy}",
-            "qos.policy: vLLM batches by itself; leave the policy out",
+            "qos.policy: vLLM makes its batches by itself; leave this out of a model that",
+        ),
+        (
+            MODEL % "engine: vllm, qos: {minBatchSize: 2, maxWaitTime: 1s}",
+            "qos.minBatchSize: vLLM makes its batches by itself",
+        ),
+        (
+            MODEL % "engine: vllm, qos: {maxBatchSize: 2}",
+            "qos.maxBatchSize: vLLM makes its batches by itself",
         ),
         (
             QOS % "max_batch_size: 32" + "\npools: {default: {max_running: 16}}",

@@ -55,6 +55,28 @@ async def test_decisions_are_shown_with_their_age_and_signals(running: Running) 
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.parametrize("name", ["attacker.example:8000", "127.0.0.1.attacker.example", "", "::"])
+async def test_a_name_that_was_led_here_does_not_reach_them(running: Running, name: str) -> None:
+    for method, path in (("PUT", "/admin/deployment"), ("GET", "/admin/decisions/served")):
+        response = await running.http.request(method, path, json=FILE, headers={"host": name})
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "route_not_found")
+    assert running.administration.applied == []
+    assert (await running.http.get("/health/live", headers={"host": name})).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["localhost", "LocalHost:80", "127.1.2.3:1", "[::1]:8000"])
+async def test_every_name_of_this_machine_alone_does(running: Running, name: str) -> None:
+    response = await running.http.put("/admin/deployment", json=FILE, headers={"host": name})
+    assert response.status_code == 200
+
+
+async def test_where_they_were_asked_for_any_name_does() -> None:
+    async with running_gateway(admin=True) as server:
+        headers = {"host": "models.example.org"}
+        response = await server.http.put("/admin/deployment", json=FILE, headers=headers)
+        assert response.status_code == 200
+
+
 async def test_where_they_are_off_there_are_no_such_routes() -> None:
     async with running_gateway(admin=False) as server:
         response = await server.http.put("/admin/deployment", json=FILE)

@@ -71,8 +71,8 @@ class TestServed:
         assert time.monotonic() - started_s < 2
         lines = capsys.readouterr().out.splitlines()
         assert lines[:3] == [
-            "chat: qos.reserved_share 0.6 -> 0.75",
-            "chat: qos.deadline.ttft none -> 1",
+            "chat: qos.reserved_share 60% -> 75%",
+            "chat: qos.deadline.ttft none -> 1s",
             "embed: unchanged",
         ]
         assert lines[3].startswith("applied in 0.")

@@ -232,9 +232,7 @@ def test_unreserved_time_is_split_by_weight_and_priority() -> None:
         "low": QoS(priority=Priority.LOW, weight=8.0),
     }
     parts = device_parts(models)
-    assert parts == pytest.approx(
-        {"reserved": 0.5, "high": 0.25, "normal": 0.125, "low": 0.125}
-    )
+    assert parts == pytest.approx({"reserved": 0.5, "high": 0.25, "normal": 0.125, "low": 0.125})
 
 
 @given(loads())

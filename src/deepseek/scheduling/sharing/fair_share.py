@@ -85,9 +85,7 @@ class FairShare:
         if model in self._first:
             bounds = len(self._first) > 1
         else:
-            bounds = any(
-                qos.reserved_share > 0 for name, qos in self._qos.items() if name != model
-            )
+            bounds = any(qos.reserved_share > 0 for name, qos in self._qos.items() if name != model)
         return self._max_step_s if bounds else math.inf
 
     def reconfigure(self, models: Mapping[str, QoS]) -> None:

@@ -40,6 +40,7 @@ _GREEDY = {"temperature": 0, "ignore_eos": True}
 _UNDER_WAY = 16
 """Requests of each backlogged model."""
 _ANSWER_TOKENS = 32
+_ASSISTANT_BATCH = 2
 _MANY_PER_S = 400
 """More than any of the models answers."""
 
@@ -134,6 +135,9 @@ def _model(name: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"source": _SOURCES[name], "max_queue": 4096}
     if _SOURCES[name] == "smollm2-135m":
         settings["quantization"] = "int8"
+    if name == "assistant":
+        # All that decode do so in every step, which no bound can cut: this keeps its steps short.
+        settings["qos"] = {"maxBatchSize": _ASSISTANT_BATCH}
     return settings
 
 

@@ -88,7 +88,7 @@ class Clients:
         self._work = work
         self._commands = commands
         self._ids = itertools.count()
-        self._random = random.Random(7)
+        self._random = random.Random(7)  # noqa: S311 - reproducible prompts
         self.is_over = False
         self.num_answered = {CRITICAL: 0, OTHER: 0}
 

@@ -59,6 +59,8 @@ from deepseek.telemetry.sensors.registry import make_sensor
 CRITICAL, OTHER = "llm", "encoder"
 RESERVED = 0.9
 _MAX_STEP_S = 0.01
+_TEXT_TOKENS = 500_000
+"""Prompts begin anywhere in a text so long: none begins as another does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,8 @@ class Clients:
         self._commands = commands
         self._ids = itertools.count()
         self._random = random.Random(7)  # noqa: S311 - reproducible prompts
+        # Drawn once: a draw per token, in the loop's thread, would be seen between the steps.
+        self._text = self._random.choices(range(2, work.vocab), k=_TEXT_TOKENS)
         self.is_over = False
         self.num_answered = {CRITICAL: 0, OTHER: 0}
 
@@ -136,7 +140,8 @@ class Clients:
         return Encode(EncodeRequest(id=next(self._ids), model=OTHER, sequences=[sequence]))
 
     def _tokens(self, count: int) -> list[int]:
-        return [self._random.randrange(2, self._work.vocab) for _ in range(count)]
+        first = self._random.randrange(_TEXT_TOKENS - count)
+        return self._text[first : first + count]
 
 
 def main() -> int:

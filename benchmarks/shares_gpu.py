@@ -60,7 +60,7 @@ CRITICAL, OTHER = "llm", "encoder"
 RESERVED = 0.9
 _MAX_STEP_S = 0.01
 _TEXT_TOKENS = 500_000
-"""Prompts begin anywhere in a text so long: none begins as another does."""
+"""Prompts begin anywhere in a text so long: hardly any two begin alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

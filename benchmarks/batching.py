@@ -4,8 +4,12 @@ make bench NAME=batching
 """
 
 import sys
+from functools import partial
 from typing import Any
 
+from batching_measures.ablation import ablation
+from batching_measures.real import real
+from batching_measures.simulated import simulated
 from batching_measures.step_fit import step_fit
 from suite import Measure, parser, run_measures
 
@@ -29,7 +33,12 @@ def main() -> int:
 
 
 def _measures(details: dict[str, Any]) -> dict[str, Measure]:
-    return {"fit": step_fit}
+    return {
+        "fit": step_fit,
+        "simulated": partial(simulated, details=details),
+        "ablation": partial(ablation, details=details),
+        "real": partial(real, details=details),
+    }
 
 
 if __name__ == "__main__":

@@ -50,6 +50,17 @@ class StepTimes:
         )
 
 
+SMALL_CHAT_ON_ONE_CORE = StepTimes(
+    fixed_s=0.0081,
+    per_prefill_token_s=0.00079,
+    per_decoding_s=0.00062,
+    per_context_token_s=2.8e-6,
+    noise=0.13,
+    between_s=0.0002,
+)
+"""SmolLM2-135M in INT8 on one server core, as `benchmarks/batching.py --only fit` found it."""
+
+
 class StepTiming(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a step record."""
 

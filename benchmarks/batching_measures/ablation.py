@@ -6,7 +6,7 @@ work. *In time*: the whole run again without the signal, and what became of its 
 that changes no decision in any scenario is a defect.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +50,7 @@ _HEALTHY = DeviceLoad(
     clock_mhz=3000.0,
     clock_max_mhz=3000.0,
 )
+_NO_BITS = replace(_HEALTHY, is_throttled=None)
 _NO_CLOCK = replace(_HEALTHY, clock_mhz=None, clock_max_mhz=None)
 
 Reports = tuple[ModelLoad, DeviceLoad]
@@ -95,85 +96,58 @@ class Scenario:
     name: str
     load: float
     trace: Trace = AZURE_CONVERSATION
+    part: float = 1.0
+    """Of the requests that others take."""
     sensors: DeviceLoad = _HEALTHY
-    disturbances: Sequence[Disturbance] = ()
+    disturbance: Disturbance | None = None
+    """Its times are parts of the run."""
     kv_tokens: int | None = None
 
 
 def _scenarios() -> Iterator[Scenario]:
-    yield Scenario(name="light load", load=0.03)
+    yield Scenario(name="hardly any load", load=0.02, part=0.2)
     yield Scenario(name="half load", load=0.5)
     yield Scenario(name="bursts", load=0.8, trace=AZURE_CODE)
     yield Scenario(name="overload", load=1.3)
+    slower = Disturbance(from_s=0.3, to_s=0.6, slowdown=1.6)
     yield Scenario(
-        name="throttling, clock known",
+        name="a lower clock",
         load=0.85,
-        disturbances=[
-            Disturbance(
-                from_s=30.0,
-                to_s=90.0,
-                slowdown=1.6,
-                sensors=replace(
-                    _HEALTHY, clock_mhz=1900.0, is_throttled=True, temperature_c=95.0, power_w=100.0
-                ),
-            )
-        ],
+        sensors=_NO_BITS,
+        disturbance=replace(slower, sensors=replace(_NO_BITS, clock_mhz=1900.0)),
     )
     yield Scenario(
-        name="throttling, no clock",
+        name="throttling, no clock known",
         load=0.85,
         sensors=_NO_CLOCK,
-        disturbances=[
-            Disturbance(
-                from_s=30.0,
-                to_s=90.0,
-                slowdown=1.6,
-                sensors=replace(_NO_CLOCK, is_throttled=True),
-            )
-        ],
+        disturbance=replace(slower, sensors=replace(_NO_CLOCK, is_throttled=True)),
     )
     yield Scenario(
         name="hot, not throttled yet",
         load=0.8,
-        disturbances=[
-            Disturbance(from_s=30.0, to_s=60.0, sensors=replace(_HEALTHY, temperature_c=90.0))
-        ],
+        disturbance=_sensing(temperature_c=90.0),
     )
-    yield Scenario(
-        name="at the power limit",
-        load=0.8,
-        disturbances=[Disturbance(from_s=30.0, to_s=60.0, sensors=replace(_HEALTHY, power_w=99.0))],
-    )
+    yield Scenario(name="at the power limit", load=0.8, disturbance=_sensing(power_w=99.0))
     yield Scenario(name="KV pressure", load=0.95, kv_tokens=3000)
     yield Scenario(
         name="memory nearly full",
         load=0.9,
-        disturbances=[
-            Disturbance(
-                from_s=30.0,
-                to_s=60.0,
-                sensors=replace(_HEALTHY, memory_used_bytes=int(15.9 * 2**30)),
-            )
-        ],
+        disturbance=_sensing(memory_used_bytes=int(15.9 * 2**30)),
     )
     yield Scenario(
-        name="out of memory",
+        name="out of memory, then bandwidth full",
         load=1.1,
-        disturbances=[Disturbance(from_s=30.0, to_s=31.0, memory_for_sequences=4)],
-    )
-    yield Scenario(
-        name="memory bandwidth full",
-        load=1.1,
-        disturbances=[
-            Disturbance(from_s=20.0, memory_for_sequences=12, to_s=40.0),
-            Disturbance(from_s=20.0, sensors=replace(_HEALTHY, memory_bandwidth_utilization=0.97)),
-        ],
+        disturbance=replace(_sensing(memory_bandwidth_utilization=0.97), memory_for_sequences=12),
     )
     yield Scenario(
         name="failing steps",
         load=0.9,
-        disturbances=[Disturbance(from_s=30.0, to_s=45.0, error_rate=0.2)],
+        disturbance=Disturbance(from_s=0.3, to_s=0.5, error_rate=0.2),
     )
+
+
+def _sensing(**changed: Any) -> Disturbance:
+    return Disturbance(from_s=0.3, to_s=0.7, sensors=replace(_HEALTHY, **changed))
 
 
 def ablation(run: Run, *, details: dict[str, Any]) -> list[Row]:
@@ -182,7 +156,7 @@ def ablation(run: Run, *, details: dict[str, Any]) -> list[Row]:
     changed: dict[str, dict[str, int]] = {signal: {} for signal in SIGNALS}
     lost: dict[str, dict[str, float]] = {signal: {} for signal in SIGNALS}
     for scenario in _scenarios():
-        setup = _setup(scenario, count=count)
+        setup = _setup(scenario, count=int(count * scenario.part))
         whole = _Watched(_policy_of(setup))
         in_time = _attainment(setup, scenario, whole)
         for signal, mask in SIGNALS.items():
@@ -233,11 +207,17 @@ def _policy_of(setup: ModelSetup) -> BatchingPolicy:
 
 def _attainment(setup: ModelSetup, scenario: Scenario, policy: BatchingPolicy) -> float:
     """Return the percentage of requests in time."""
+    end_s = setup.arrivals[-1].at_s
+    disturbances = [
+        replace(one, from_s=one.from_s * end_s, to_s=one.to_s * end_s)
+        for one in (scenario.disturbance,)
+        if one is not None
+    ]
     outcome = simulate(
         [setup],
         make_meter=ModelMeter,
         make_policy=lambda qos, model, limits: policy,
-        disturbances=scenario.disturbances,
+        disturbances=disturbances,
         sensors=scenario.sensors,
     )
     return 100 * outcome.models[setup.name].attainment(ttft_s=TTFT_S, itl_s=ITL_S)

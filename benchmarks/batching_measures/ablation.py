@@ -106,6 +106,7 @@ class Scenario:
 
 def _scenarios() -> Iterator[Scenario]:
     yield Scenario(name="hardly any load", load=0.02, part=0.2)
+    yield Scenario(name="idle for minutes", load=0.002, part=0.04)
     yield Scenario(name="half load", load=0.5)
     yield Scenario(name="bursts", load=0.8, trace=AZURE_CODE)
     yield Scenario(name="overload", load=1.3)

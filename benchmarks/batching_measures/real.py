@@ -44,8 +44,13 @@ from deepseek.cli.load.traces import TraceRow
 from deepseek.core.qos import QoS
 from deepseek.scheduling.simulation.capacity import at_rate, capacity
 from deepseek.scheduling.simulation.requests import Arrival
-from deepseek.scheduling.simulation.simulator import simulate
-from deepseek.scheduling.simulation.step_times import fit_step_times, read_step_record
+from deepseek.scheduling.simulation.simulator import ModelSetup, simulate
+from deepseek.scheduling.simulation.step_times import (
+    StepTimes,
+    StepTiming,
+    fit_step_times,
+    read_step_record,
+)
 from deepseek.telemetry.meters import ModelMeter
 
 _LOADS = (0.8, 1.2)
@@ -140,7 +145,7 @@ def _segment(trace: Trace, *, load: float, seconds: float) -> list[TraceRow]:
         count = max(16, fitting)
 
 
-def _simulated_setup(segment: Sequence[TraceRow]) -> Any:
+def _simulated_setup(segment: Sequence[TraceRow]) -> ModelSetup:
     return setup_of(arrivals_of(segment), qos=POLICIES[GREEDY], times=stored_times())
 
 
@@ -157,36 +162,64 @@ def _measure(run: Run, segment: Sequence[TraceRow], *, policy: str) -> _Seen:
             running_on(one_core().client_cores),
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            records = runner.run(_send(platform.url, segment))
+            warm_up, sent = runner.run(_send(platform.url, segment))
     with record.open("rb") as lines:
-        fit = fit_step_times(read_step_record(lines, model=MODEL))
-    warm_up = [replace(row, arrival_s=0.0) for row in segment[:_WARM_UP_REQUESTS]]
-    arrivals = arrivals_of(warm_up) + [
-        replace(arrival, at_s=arrival.at_s + _WARM_UP_S) for arrival in arrivals_of(segment)
+        steps = read_step_record(lines, model=MODEL)
+    steps = [step for step in steps if step.t >= warm_up[0].sent_s]  # not the probe's
+    fit = fit_step_times(steps)
+    reused = _reused_tokens([*warm_up, *sent], steps)
+    arrivals = [
+        *(
+            _as_seen(one, row, at_s=0.0, reused=reused)
+            for one, row in zip(warm_up, segment, strict=False)
+        ),
+        *(
+            _as_seen(one, row, at_s=_WARM_UP_S + row.arrival_s, reused=reused)
+            for one, row in zip(sent, segment, strict=True)
+        ),
     ]
     return _Seen(
-        real=100 * sum(_is_in_time(one) for one in records) / len(records),
+        real=100 * sum(_is_in_time(one) for one in sent) / len(sent),
         simulated=_in_time(arrivals, POLICIES[policy], fit.times, skip=len(warm_up)),
         fit_error=fit.mape,
-        num_failed=sum(one.error is not None for one in records),
+        num_failed=sum(one.error is not None for one in sent),
     )
 
 
-def _in_time(arrivals: Sequence[Arrival], qos: QoS, times: Any, *, skip: int) -> float:
+def _reused_tokens(records: Sequence[RequestRecord], steps: Sequence[StepTiming]) -> float:
+    """Return the prompt tokens per request that no step computed.
+
+    The chat template's beginning is every prompt's, and the prefix cache has it; the simulator
+    knows no prefixes.
+    """
+    given = sum(record.input_tokens or 0 for record in records)
+    return max(0.0, given - sum(step.prefill for step in steps)) / len(records)
+
+
+def _as_seen(record: RequestRecord, row: TraceRow, *, at_s: float, reused: float) -> Arrival:
+    """Return a request as the server counted it."""
+    prompt_tokens = max(1, round((record.input_tokens or row.input_tokens) - reused))
+    return Arrival(at_s=at_s, prompt_tokens=prompt_tokens, output_tokens=row.output_tokens)
+
+
+def _in_time(arrivals: Sequence[Arrival], qos: QoS, times: StepTimes, *, skip: int) -> float:
     outcome = simulate([setup_of(arrivals, qos=qos, times=times)], make_meter=ModelMeter)
     judged = outcome.models[MODEL].requests[skip:]
     in_time = sum(one.is_in_time(ttft_s=TTFT_S, itl_s=ITL_S) for one in judged)
     return 100 * in_time / len(judged)
 
 
-async def _send(url: str, segment: Sequence[TraceRow]) -> Sequence[RequestRecord]:
+async def _send(
+    url: str, segment: Sequence[TraceRow]
+) -> tuple[Sequence[RequestRecord], Sequence[RequestRecord]]:
+    """Send what warms up, and then the segment."""
     with HttpClient(url, timeout_s=60.0) as client:
         scale = await probe(client, task="chat", model=MODEL)
-    warm_up = [replace(row, arrival_s=0.0) for row in segment[:_WARM_UP_REQUESTS]]
+    first = [replace(row, arrival_s=0.0) for row in segment[:_WARM_UP_REQUESTS]]
     # Other words than the segment's: what the prefix cache kept of these must not help.
-    await run_load(_plan(warm_up, scale, label=-1_000_000), url=url, model=MODEL)
+    warm_up = await run_load(_plan(first, scale, label=-1_000_000), url=url, model=MODEL)
     report = await run_load(_plan(segment, scale, label=0), url=url, model=MODEL)
-    return report.records
+    return warm_up.records, report.records
 
 
 def _plan(rows: Sequence[TraceRow], scale: TokenScale, *, label: int) -> LoadPlan:

@@ -23,6 +23,8 @@ HELD_OUT_EVERY = 5
 _LONGEST_PAUSE_S = 0.005
 """A longer gap between two steps means that there was no work."""
 _LEAST_STEPS = 40
+_REWEIGHTED = 3
+"""Rounds of weighting by the expected times; the first two change much."""
 _TRIMMED = 0.01
 """Part of the residuals, at each end, that says nothing about the usual spread."""
 
@@ -127,7 +129,8 @@ def read_step_record(lines: Iterable[str | bytes], *, model: str | None = None) 
 def fit_step_times(record: Sequence[StepTiming]) -> Fit:
     """Fit the step times to the steps of one model.
 
-    Relative errors are what is minimised: a short step counts as much as a long one. Every fifth
+    Relative errors are what is minimised: a short step counts as much as a long one, and on average
+    predicted and measured times agree. Every fifth
     step is held out, and tells the error. Raises `ConfigurationError` where there are too few.
     """
     steps = record[WARM_UP_STEPS:]
@@ -162,13 +165,26 @@ def fit_step_times(record: Sequence[StepTiming]) -> Fit:
 def _fitted(
     features: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
+    """Return the costs that minimise errors as parts of the expected times.
+
+    Parts of the measured times would weigh the short ones most, and tell a mean too low.
+    """
+    costs = _not_negative(features / seconds[:, None], np.ones(len(seconds)))
+    for _ in range(_REWEIGHTED):
+        expected_s = features @ costs
+        costs = _not_negative(features / expected_s[:, None], seconds / expected_s)
+    return costs
+
+
+def _not_negative(
+    rows: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     """Return the least-squares costs, none below zero: more work never takes less time."""
-    rows, ones = features / seconds[:, None], np.ones(len(seconds))
     scales = np.abs(rows).max(axis=0)
-    costs = np.zeros(features.shape[1])
-    used = [column for column in range(features.shape[1]) if scales[column] > 0]
+    costs = np.zeros(rows.shape[1])
+    used = [column for column in range(rows.shape[1]) if scales[column] > 0]
     while used:
-        found, *_ = np.linalg.lstsq(rows[:, used] / scales[used], ones, rcond=None)
+        found, *_ = np.linalg.lstsq(rows[:, used] / scales[used], targets, rcond=None)
         if (found >= 0).all():
             costs[used] = found / scales[used]
             break

@@ -103,13 +103,10 @@ class StepLoop:
             if ready_at_s is None:
                 continue
             if ready_at_s <= now_s or self._stopping:
-                ready.append(Contender(model=name, step_s=self._expected_s(model)))
+                ready.append(Contender(model=name, step_s=model.step_s))
             else:
                 wait_s = min(wait_s, ready_at_s - now_s)
         return ready, 0.0 if ready else wait_s
-
-    def _expected_s(self, model: HostedModel) -> float:
-        return min(model.step_s, self._policy.max_step_s(model.name))
 
     def _step(self, name: str) -> None:
         model = self._models[name]

@@ -218,7 +218,11 @@ def test_steps_are_bounded_beside_a_reservation_only() -> None:
     free = FairShare({"a": QoS(), "b": QoS()}, max_step_s=MAX_STEP_S)
     assert free.max_step_s("a") == math.inf
     reserved = FairShare({"critical": CRITICAL, "other": QoS()}, max_step_s=MAX_STEP_S)
+    assert reserved.max_step_s("other") == pytest.approx(3 * MAX_STEP_S)  # nobody has work yet
+    reserved.pick([Contender(model=name, step_s=0.01) for name in ("critical", "other")])
     assert reserved.max_step_s("other") == MAX_STEP_S
+    reserved.pick([Contender(model="other", step_s=0.01)])
+    assert reserved.max_step_s("other") == pytest.approx(3 * MAX_STEP_S)
     alone = FairShare({"critical": CRITICAL}, max_step_s=MAX_STEP_S)
     assert alone.max_step_s("critical") == math.inf
 

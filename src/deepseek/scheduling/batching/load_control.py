@@ -64,6 +64,8 @@ class LoadControl:
         self.mode = Mode.NORMAL
         self.place_s = 0.0
         """Device time in which a running request ends and makes place for another."""
+        self._told_cap = self.cap
+        """The batch cap as decisions have told it: small steps are not worth a line each."""
         self._clock: float | None = None
         self._last_waiting = 0
         self._failed_reports = 0
@@ -192,7 +194,8 @@ class LoadControl:
             return
         if self._batch.most >= self._limits.max_sequences:
             self._batch.most = math.inf
-        if self.cap != before:
+        if abs(self.cap - self._told_cap) >= max(1.0, 0.2 * self._told_cap):
+            before, self._told_cap = self._told_cap, self.cap
             seen.tell(
                 self,
                 action,

@@ -3,8 +3,12 @@
 A prompt token takes such a core 0.8 ms. Prompts are divided so that 999 of 1000 have less than 512
 tokens, which alone take 0.4 s: the time to the first token that is promised leaves room for others.
 Answers are divided to 14 to 37 tokens on average, so that neither part is all of the work.
+
+One trace tells times to three seconds only: up to 28 requests carry one time. Each is put at some
+moment of its three seconds; else the clock of the recording would make bursts that nobody sent.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +37,14 @@ class Trace:
     file: str
     input_divisor: int
     output_divisor: int
+    resolution_s: float = 0.0
+    """Of its times, where that is coarse."""
 
     def rows(self, *, skip: int = 0, count: int | None = None) -> list[TraceRow]:
         """Return so many rows after the first `skip`, shortened, the first one at zero."""
         path = _traces() / self.file
-        rows = read_trace(path, max_rows=None if count is None else skip + count)[skip:]
+        rows = self._spread(read_trace(path, max_rows=None if count is None else skip + count))
+        rows = rows[skip:]
         return [
             replace(
                 row,
@@ -48,6 +55,16 @@ class Trace:
             )
             for row in rows
         ]
+
+    def _spread(self, rows: list[TraceRow]) -> list[TraceRow]:
+        if not self.resolution_s:
+            return rows
+        draws = random.Random(0)  # noqa: S311 - the same moments in every run
+        spread = [
+            replace(row, arrival_s=row.arrival_s + draws.uniform(0, self.resolution_s))
+            for row in rows
+        ]
+        return sorted(spread, key=lambda row: row.arrival_s)
 
 
 AZURE_CONVERSATION = Trace(
@@ -64,6 +81,7 @@ MOONCAKE_CONVERSATION = Trace(
     file="mooncake_conversation.jsonl",
     input_divisor=256,
     output_divisor=12,
+    resolution_s=3.0,
 )
 MOONCAKE_SYNTHETIC = Trace(
     name="mooncake synthetic",

@@ -69,6 +69,103 @@ def test_the_json_holds_what_each_policy_achieved(
     assert json.loads(capsys.readouterr().out) == result, "the same again"
 
 
+def test_step_times_that_were_printed_are_taken_again(
+    trace: Path, record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["simulate", "--trace", str(trace), "--load", "0.8", "--policy", "greedy", "--json"]
+    assert main([*arguments, "--step-record", str(record)]) == 0
+    fitted = json.loads(capsys.readouterr().out)
+    times = tmp_path / "times.json"
+    times.write_text(json.dumps(fitted["step_times"]))
+    assert main([*arguments, "--step-times", str(times)]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["rows"] == fitted["rows"]
+    assert again["fit_error"] is None
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "deployment.yaml"
+    path.write_text(
+        """
+models:
+  chat:
+    source: smollm2-135m
+    qos: {policy: fixed, minBatchSize: 3, maxBatchSize: 3, maxWaitTime: 3s, deadline: {ttft: 2s}}
+  embedder:
+    source: all-minilm-l6-v2
+    task: embed
+pools:
+  default: {max_step_tokens: 64, max_running: 3}
+"""
+    )
+    return path
+
+
+def test_a_model_of_the_deployment_file_is_simulated_as_it_says(
+    trace: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from_file = ["simulate", "--trace", str(trace), "-f", str(file), "--model", "chat",
+                 "--load", "0.4", "--json"]  # fmt: skip
+    assert main(from_file) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["policy"] for row in result["rows"]] == ["fixed", "slack", "greedy"]
+    by_hand = ["simulate", "--trace", str(trace), "--policy", "fixed:3:3s", "--ttft", "2s",
+               "--max-step-tokens", "64", "--max-running", "3", "--load", "0.4",
+               "--json"]  # fmt: skip
+    assert main(by_hand) == 0
+    by_options = json.loads(capsys.readouterr().out)
+    assert by_options["rows"][0] == {**result["rows"][0], "policy": "fixed:3:3s"}
+    assert by_options["capacity_per_s"] == result["capacity_per_s"]
+    assert main([*from_file, "--policy", "fixed", "--ttft", "10ms"]) == 0
+    (strict,) = json.loads(capsys.readouterr().out)["rows"]
+    assert strict["attainment"] < result["rows"][0]["attainment"], "an option is over the file"
+
+
+def test_an_encoder_of_the_deployment_file_is_one(
+    trace: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", "--trace", str(trace), "-f", str(file), "--model", "embedder",
+                 "--load", "0.3", "--json"]) == 0  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["policy"] for row in rows] == ["slack", "greedy"]
+    assert all(row["itl_p50_s"] is None for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "has several models; name one of: chat, embedder"),
+        (["--model", "other"], "has no model 'other'; name one of: chat, embedder"),
+    ],
+)
+def test_the_files_models_are_told_where_none_is_chosen(
+    trace: Path, file: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["simulate", "--trace", str(trace), "-f", str(file), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{}", "missing required field `fixed_s`; give the `step_times`"),
+        (
+            '{"fixed_s": 0.1, "per_prefill_token_s": -1, "per_decoding_s": 0, '
+            '"per_context_token_s": 0}',
+            "no step takes less than no time",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_step_times_is_refused(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], written: str, message: str
+) -> None:
+    path = tmp_path / "times.json"
+    path.write_text(written)
+    assert main(["simulate", "--trace", str(trace), "--step-times", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_an_encoders_requests_take_one_step(
     trace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +184,7 @@ def test_an_encoders_requests_take_one_step(
         (["--policy", "fixed:x"], "--policy fixed:x: 'x' is not a whole number"),
         (["--policy", "fixed:8:soon"], "'soon' is not a duration"),
         (["--step-record", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
+        (["--step-times", "nowhere.json"], "nowhere.json: No such file"),
         (["--max-requests", "1"], "one request is no load"),
         (["--kv-tokens", "50"], "does not fit a KV cache of 50"),
     ],

@@ -3,8 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from deepseek.cli.arguments import (
@@ -13,17 +12,11 @@ from deepseek.cli.arguments import (
     positive_float,
     positive_int,
 )
-from deepseek.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from deepseek.core.qos import QoS
-    from deepseek.scheduling.simulation.requests import Arrival
     from deepseek.scheduling.simulation.simulator import ModelSetup
-    from deepseek.scheduling.simulation.step_times import StepTimes
 
 _DEFAULT_LOADS = [0.5, 0.8, 1.0, 1.2]
-_DEFAULT_POLICIES = ["slack", "greedy"]
-_MODEL = "model"
 _TABLE_WIDTH = 110
 """Of a row, which must stay one line in a file too."""
 
@@ -46,45 +39,64 @@ def register(commands: Subparsers) -> None:
         f"{', '.join(map(str, _DEFAULT_LOADS))})",
     )  # fmt: skip
     parser.add_argument(
-        "--policy", metavar="NAME[:BATCH[:WAIT]]", action="append",
-        help="policy, with its min and max batch size and its longest wait, such as "
-        f"`fixed:16:100ms`; may be repeated (default: {', '.join(_DEFAULT_POLICIES)})",
+        "-f", "--file", metavar="FILE",
+        help="deployment file, for the settings of --model and its pool; options are over them",
     )  # fmt: skip
     parser.add_argument(
-        "--ttft", metavar="T", type=duration, default=1.0,
-        help="deadline of the first token (default: 1s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--itl", metavar="T", type=duration, default=0.1,
-        help="deadline of the mean time between tokens (default: 100ms)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-wait", metavar="T", type=duration, default=0.0,
-        help="longest wait of policies that name none (default: 0s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--late", choices=("relegate", "refuse"), default="relegate",
-        help="what becomes of requests that can no longer be in time (default: %(default)s)",
-    )  # fmt: skip
+        "--model",
+        help="which model of the deployment file, and whose steps of the record; needed where "
+        "there are several",
+    )
+    _add_policy_options(parser)
     _add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.set_defaults(run=run)
 
 
-def _add_device_options(parser: argparse.ArgumentParser) -> None:
+def _add_policy_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is compared, and what is promised; None: as the file says, or the default."""
     parser.add_argument(
+        "--policy", metavar="NAME[:BATCH[:WAIT]]", action="append",
+        help="policy, with its min and max batch size and its longest wait, such as "
+        "`fixed:16:100ms`; may be repeated (default: the file's, slack and greedy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ttft", metavar="T", type=duration,
+        help="deadline of the first token (default: the file's, else 1s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--itl", metavar="T", type=duration,
+        help="deadline of the mean time between tokens (default: the file's, else 100ms)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-wait", metavar="T", type=duration,
+        help="longest wait of policies that name none (default: the file's, else 0s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--late", choices=("relegate", "refuse"),
+        help="what becomes of requests that can no longer be in time (default: the file's, else "
+        "relegate)",
+    )  # fmt: skip
+
+
+def _add_device_options(parser: argparse.ArgumentParser) -> None:
+    times = parser.add_mutually_exclusive_group()
+    times.add_argument(
         "--step-record", metavar="FILE",
         help="fit step times to this record (`pools.NAME.step_record`); default: "
         "SmolLM2-135M in INT8 on one core",
     )  # fmt: skip
-    parser.add_argument("--model", help="whose steps, where the record holds several models'")
-    parser.add_argument(
-        "--max-step-tokens", metavar="N", type=positive_int, default=192,
-        help="as the pool's setting (default: %(default)s)",
+    times.add_argument(
+        "--step-times", metavar="FILE",
+        help="step times fitted before: the `step_times` of what --json printed",
     )  # fmt: skip
     parser.add_argument(
-        "--max-running", metavar="N", type=positive_int, default=64,
-        help="as the pool's setting (default: %(default)s)",
+        "--max-step-tokens", metavar="N", type=positive_int,
+        help="as the pool's setting (default: the file's, else 192, for encoders 512)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-running", metavar="N", type=positive_int,
+        help="as the pool's setting (default: the file's, else 64)",
     )  # fmt: skip
     parser.add_argument(
         "--kv-tokens", metavar="N", type=positive_int, help="tokens that the KV cache holds"
@@ -110,12 +122,13 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Simulate every policy at every load and print what came of it."""
+    from deepseek.cli.simulation_setup import compared_policies, model_setup, step_times
     from deepseek.scheduling.simulation.capacity import at_rate, capacity
     from deepseek.telemetry.meters import ModelMeter
 
-    policies = [_qos(text, arguments) for text in arguments.policy or _DEFAULT_POLICIES]
-    times, error = _step_times(arguments)
-    setup = _setup(arguments, times)
+    times, error = step_times(arguments)
+    setup = model_setup(arguments, times)
+    policies = compared_policies(arguments.policy, setup.qos)
     full_per_s = capacity(setup, make_meter=ModelMeter)
     loads: Sequence[float] = arguments.load or _DEFAULT_LOADS
     rows = [
@@ -129,97 +142,16 @@ def run(arguments: argparse.Namespace) -> int:
         for name, qos in policies
     ]
     if arguments.json:
-        print(
-            json.dumps({"capacity_per_s": full_per_s, "fit_error": error, "rows": rows}, indent=2)
-        )
+        result = {
+            "capacity_per_s": full_per_s,
+            "step_times": asdict(times),
+            "fit_error": error,
+            "rows": rows,
+        }
+        print(json.dumps(result, indent=2))
     else:
         _print(rows, full_per_s=full_per_s, error=error, count=len(setup.arrivals))
     return 0
-
-
-# what to simulate
-
-
-def _qos(text: str, arguments: argparse.Namespace) -> "tuple[str, QoS]":
-    """Return the policy's name as given, and its settings."""
-    from deepseek.core.qos import LateRequests, QoS
-    from deepseek.scheduling.batching.registry import check_batching_policy
-
-    name, _, rest = text.partition(":")
-    check_batching_policy(name)
-    batch, _, wait = rest.partition(":")
-    try:
-        size = positive_int(batch) if batch else None
-        wait_s = duration(wait) if wait else arguments.max_wait
-    except argparse.ArgumentTypeError as error:
-        raise ConfigurationError(f"--policy {text}: {error}", param="policy") from None
-    return text, QoS(
-        policy=name,
-        min_batch_size=size or 1,
-        max_batch_size=size,
-        max_wait_s=wait_s,
-        ttft_s=arguments.ttft,
-        itl_s=arguments.itl,
-        late=LateRequests(arguments.late),
-    )
-
-
-def _step_times(arguments: argparse.Namespace) -> "tuple[StepTimes, float | None]":
-    """Return the step times, and the error of the fit where there was one."""
-    from deepseek.scheduling.simulation.step_times import (
-        SMALL_CHAT_ON_ONE_CORE,
-        fit_step_times,
-        read_step_record,
-    )
-
-    if arguments.step_record is None:
-        return SMALL_CHAT_ON_ONE_CORE, None
-    path = Path(arguments.step_record)
-    try:
-        with path.open("rb") as lines:
-            fit = fit_step_times(read_step_record(lines, model=arguments.model))
-    except OSError as error:
-        raise ConfigurationError(f"--step-record: {path}: {error.strerror}") from None
-    return fit.times, fit.mape
-
-
-def _setup(arguments: argparse.Namespace, times: "StepTimes") -> "ModelSetup":
-    from deepseek.core.qos import QoS
-    from deepseek.scheduling.batching.base import StepLimits
-    from deepseek.scheduling.simulation.simulator import DEFAULT_KV_TOKENS, ModelSetup
-
-    return ModelSetup(
-        name=arguments.model or _MODEL,
-        qos=QoS(),
-        arrivals=_arrivals(arguments),
-        times=times,
-        limits=StepLimits(
-            max_tokens=arguments.max_step_tokens, max_sequences=arguments.max_running
-        ),
-        kv_tokens=arguments.kv_tokens or DEFAULT_KV_TOKENS,
-        is_encoder=arguments.encoder,
-    )
-
-
-def _arrivals(arguments: argparse.Namespace) -> "list[Arrival]":
-    from deepseek.cli.load.traces import read_trace, scale_trace
-    from deepseek.scheduling.simulation.requests import Arrival
-
-    rows = scale_trace(
-        read_trace(Path(arguments.trace), max_rows=arguments.max_requests),
-        max_input_tokens=arguments.max_input_tokens,
-        max_output_tokens=arguments.max_output_tokens,
-    )
-    if len(rows) < 2:
-        raise ConfigurationError("--trace: one request is no load; give more", param="trace")
-    return [
-        Arrival(
-            at_s=row.arrival_s,
-            prompt_tokens=row.input_tokens,
-            output_tokens=1 if arguments.encoder else row.output_tokens,
-        )
-        for row in rows
-    ]
 
 
 # what came of it

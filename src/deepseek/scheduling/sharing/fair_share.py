@@ -148,8 +148,8 @@ def device_parts(models: Mapping[str, QoS]) -> dict[str, float]:
     if reserved > 1 + 1e-9:
         names = ", ".join(name for name, qos in models.items() if qos.reserved_share > 0)
         raise ConfigurationError(
-            f"qos.reserved_share: {names} together reserve {reserved:.0%} of one device; lower "
-            "them to 100% at most, or give a model another pool",
+            f"qos.reserved_share: {names} together reserve {100 * reserved:.4g}% of one device; "
+            "lower them to 100% at most, or give a model another pool",
             param="reserved_share",
         )
     left = 1.0 - reserved

@@ -94,9 +94,13 @@ class LoadControl:
             self.place_s = 1 / load.service_rate
         before = _Note(load, device, now_s)
         self._after_faults(before)
+        has_halved = bool(self._found)
         self._under_pressure(before)
         self._for_the_clock(before)
-        self._batch_cap(before)
+        if has_halved:
+            self._told_cap = self.cap
+        else:
+            self._batch_cap(before)
         self._reserve(before)
         self._holding(before)
         self._last_waiting = load.num_waiting

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from deepseek.core.errors import DeploymentFileError
+from deepseek.core.qos import LateRequests, Priority, QoS
 from deepseek.core.settings_faults import iter_settings
 from deepseek.deployment_file import (
     DeploymentFile,
     deployment_file_schema,
     load_deployment_file,
+    parse_deployment,
     quickstart_path,
 )
 
@@ -105,6 +107,7 @@ def test_all_faults_are_reported_at_once_in_the_order_of_their_lines(tmp_path: P
 
 
 MODEL = "models: {m: {source: x, %s}}"
+QOS = "models: {m: {source: x, qos: {%s}}}"
 POOL = "models: {m: {source: x}}\npools: {default: {%s}}"
 GATEWAY = "models: {m: {source: x}}\ngateway: {%s}"
 
@@ -138,6 +141,63 @@ GATEWAY = "models: {m: {source: x}}\ngateway: {%s}"
         (POOL % "kv_cache_bytes: 1KiB", "of at least 1,048,576, not 1024"),
         (POOL % ("kv_cache_bytes: " + "9" * 400 + "GiB"), "is not a size"),
         (POOL % "start_timeout_s: 2024-01-01", "not 2024-01-01"),
+        (
+            QOS % "reserved_share: 1.5",
+            "qos.reserved_share: must be a part of the whole (a number from",
+        ),
+        (QOS % "reservedShare: 120%", "qos.reservedShare: must be a part of the whole"),
+        (QOS % "reserved_share: most", "'most' is not a part of a whole; write a number (0.9) or"),
+        (QOS % "priority: urgent", "qos.priority: must be one of critical, high, normal, low"),
+        (QOS % "late: drop", "qos.late: must be one of relegate, refuse"),
+        (QOS % "max_wait_time: -1", "max_wait_time: must be a duration (seconds, or a number with"),
+        (QOS % "maxWaitTime: -200ms", "'-200ms' is not a duration; write seconds"),
+        (QOS % "deadline: {ttft: 0}", "qos.deadline.ttft: must be a duration"),
+        (QOS % "deadline: {tttf: 1s}", "did you mean 'ttft'?"),
+        (QOS % "policy: slck", "qos.policy: no batching policy 'slck'; did you mean 'slack'?"),
+        (
+            QOS % "policy: best",
+            "no batching policy 'best'; known: aimd, fixed, greedy, slack, step",
+        ),
+        (
+            QOS % "minBatchSize: 8, maxBatchSize: 4",
+            "qos.minBatchSize: 8 is more than max_batch_size (4); lower it",
+        ),
+        (QOS % "min_batch_size: 0", "min_batch_size: must be a whole number from 1 to 1024, not 0"),
+        (
+            QOS % "strict: true, min_batch_size: 8",
+            "qos.strict: waits for min_batch_size, and max_wait_time is 0; set it",
+        ),
+        (
+            MODEL % "engine: vllm, qos: {policy: greedy}",
+            "qos.policy: vLLM makes its batches by itself; leave this out of a model that",
+        ),
+        (
+            MODEL % "engine: vllm, qos: {minBatchSize: 2, maxWaitTime: 1s}",
+            "qos.minBatchSize: vLLM makes its batches by itself",
+        ),
+        (
+            MODEL % "engine: vllm, qos: {maxBatchSize: 2}",
+            "qos.maxBatchSize: vLLM makes its batches by itself",
+        ),
+        (
+            QOS % "max_batch_size: 32" + "\npools: {default: {max_running: 16}}",
+            "qos.max_batch_size: 32 is more than the pool's max_running (16); raise that",
+        ),
+        (
+            QOS % "reserved_share: 0.5" + "\npools: {default: {stepPolicy: round-robin}}",
+            "the pool's step_policy `round-robin` keeps no reservations; write `fair-share`",
+        ),
+        (
+            MODEL % "pool: gpu, qos: {reserved_share: 0.5}",
+            "m.pool: no pool 'gpu'; declare it under `pools`",
+        ),
+        (POOL % "max_step_time: 0", "max_step_time: must be a duration"),
+        (POOL % "decision_record_bytes: 1KiB", "decision_record_bytes: must be a size"),
+        (
+            "models: {m: {source: x}}\npools: {a: {step_record: r}, b: {decisionRecord: r}}",
+            "pools.b.decisionRecord: is the step_record of 'a' too; give each a file of its own",
+        ),
+        (GATEWAY % "admin: maybe", "gateway.admin: must be true or false"),
         ("models: {m: {source: x}}\npools: {default: }", "pools.default: is empty; give a mapping"),
         (
             "models: {m: {source: x}}\npools: [a]",
@@ -168,6 +228,86 @@ def test_a_mistake_is_explained_with_its_remedy(tmp_path: Path, text: str, words
     found = faults(tmp_path, text)
     assert any(words in line for line in found), found
     assert not any("pydantic" in line or "Input should" in line for line in found), found
+
+
+def test_reservations_of_one_pool_above_the_whole_device_are_refused(tmp_path: Path) -> None:
+    text = """
+models:
+  a: {source: x, qos: {reservedShare: 70%}}
+  b: {source: x, qos: {reserved_share: 0.4}}
+  c: {source: x}
+  other: {source: x, pool: gpu, qos: {reserved_share: 1}}
+pools:
+  gpu: {}
+"""
+    assert faults(tmp_path, text) == [
+        "4: models.b.qos.reserved_share: a, b together reserve 110% of one device; lower them to "
+        "100% at most, or give a model another pool"
+    ]
+    assert faults(tmp_path, text.replace("0.4", "30%")) == [
+        "4: models.b.qos.reserved_share: the whole device is reserved, and nothing is left for c; "
+        "leave some of it open, reserve a part for them too, or give them another pool"
+    ]
+
+
+def test_the_qos_that_kubernetes_manifests_write_is_what_policies_read(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(
+        """
+models:
+  chat:
+    source: x
+    share: 3
+    qos:
+      priority: critical
+      reservedShare: 90%
+      policy: fixed
+      minBatchSize: 16
+      maxBatchSize: 48
+      maxWaitTime: 200ms
+      strict: true
+      deadline: {ttft: 1.5s, itl: 50ms}
+      late: refuse
+  plain: {source: x}
+"""
+    )
+    models = load_deployment_file(path).models
+    assert models["chat"].to_qos() == QoS(
+        priority=Priority.CRITICAL,
+        reserved_share=0.9,
+        weight=3.0,
+        policy="fixed",
+        min_batch_size=16,
+        max_batch_size=48,
+        max_wait_s=0.2,
+        strict=True,
+        ttft_s=1.5,
+        itl_s=0.05,
+        late=LateRequests.REFUSE,
+    )
+    assert models["plain"].to_qos() == QoS()
+
+
+def test_a_file_as_data_is_what_it_is_as_text(tmp_path: Path) -> None:
+    for path in EXAMPLES:
+        file = load_deployment_file(path)
+        assert parse_deployment(file.model_dump(mode="json", exclude_unset=True)) == file
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([], "must be a mapping with `models`"),
+        ({"models": {"m": {"source": "x", "qos": {"maxWaitTime": -1}}}}, "m.qos.maxWaitTime: must"),
+        ({"models": {"m": {"source": "x", "pool": "g"}}}, "models.m.pool: no pool 'g'"),
+        ({"models": {"m": {"source": "x", "dtpe": 1}}}, "models.m.dtpe: unknown key"),
+    ],
+)
+def test_faults_of_a_file_as_data_are_told_in_the_same_words(data: Any, words: str) -> None:
+    with pytest.raises(DeploymentFileError) as caught:
+        parse_deployment(data)
+    assert words in caught.value.message
+    assert "pydantic" not in caught.value.message
 
 
 def test_an_unreadable_file_is_explained(tmp_path: Path) -> None:
@@ -230,7 +370,21 @@ near_misses = st.fixed_dictionaries(
             st.sampled_from(["m", "a b", ""]),
             json_values
             | st.fixed_dictionaries(
-                {}, optional={"source": json_values, "pool": json_values, "share": json_values}
+                {},
+                optional={
+                    "source": json_values,
+                    "pool": json_values,
+                    "share": json_values,
+                    "qos": json_values
+                    | st.fixed_dictionaries(
+                        {},
+                        optional={
+                            "reserved_share": json_values,
+                            "policy": json_values,
+                            "deadline": json_values,
+                        },
+                    ),
+                },
             ),
             max_size=2,
         )

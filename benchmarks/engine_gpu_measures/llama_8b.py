@@ -36,7 +36,7 @@ def write_llama_8b(parent: Path) -> Path:
         return path
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(CONFIG))
-    _write_tokenizer(path)
+    write_byte_tokenizer(path)
     weight_map: dict[str, str] = {}
     generator = torch.Generator("cuda").manual_seed(0)
     hidden, vocab = 4096, 128256
@@ -84,7 +84,7 @@ def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return values.normal_(std=0.02, generator=generator).cpu()
 
 
-def _write_tokenizer(path: Path) -> None:
+def write_byte_tokenizer(path: Path) -> None:
     """One entry per byte is enough: prompts are token ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: n for n, char in enumerate(alphabet)}, []))

@@ -39,6 +39,7 @@ from deepseek.gateway.server import Gateway, bind
 from deepseek.serving.deployments import Deployment, Generator
 from deepseek.serving.encoders import EncoderDeployment
 from deepseek.serving.platform import Platform
+from deepseek.serving.qos_faults import check_engine_takes_qos
 from deepseek.serving.replica import Observer, Replica, RestartPolicy, WorkerState
 from deepseek.serving.settings import ModelSettings
 from deepseek.telemetry.metrics import Metrics
@@ -142,6 +143,7 @@ def find_model(
     except ConfigurationError as error:
         raise type(error)(f"models.{name}: {error.message}", param=f"models.{name}") from error
     _check_task(name, settings, directory)
+    check_engine_takes_qos(name, settings, directory)
     _check_adapters(name, settings, directory, base_dir=base_dir)
     return directory
 

@@ -5,7 +5,7 @@ a file is reported at once, as `FILE:LINE: key: what is wrong; remedy`.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -167,6 +167,7 @@ def _cross_faults(data: Any) -> list[tuple[KeyPath, str]]:
         if isinstance(policy, str) and policy not in (known := step_policy_names()):
             remedy = _one_of(policy, known, otherwise="known")
             found.append((("pools", name, key), f"no step policy {policy!r}; {remedy}"))
+    found += [(("pools", *place), text) for place, text in _record_faults(pools)]
     return found
 
 
@@ -216,6 +217,19 @@ def _adapter_faults(
     if isinstance(limit, int) and len(own) > limit:
         found.append((("adapters",), f"lists {len(own)}; max_adapters is {limit}: raise it"))
     return found
+
+
+def _record_faults(pools: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[KeyPath, str]]:
+    """Each worker begins its records anew: two of them would lose each other's."""
+    taken: dict[str, str] = {}
+    for name, pool in pools.items():
+        for key in ("step_record", "stepRecord", "decision_record", "decisionRecord"):
+            path = pool.get(key)
+            if not isinstance(path, str):
+                continue
+            if path in taken:
+                yield (name, key), f"is the {taken[path]} too; give each a file of its own"
+            taken[path] = f"{key} of {name!r}"
 
 
 def _objects(schema: dict[str, Any]) -> list[dict[str, Any]]:

@@ -27,7 +27,10 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
         f"print('loaded', sorted(set({HEAVY!r}) & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    commands = ("serve", "validate", "schema", "models", "adapters", "chat", "bench", "version")
+    commands = (
+        "serve", "validate", "apply", "why", "schema", "models", "adapters", "chat", "bench",
+        "version",
+    )  # fmt: skip
     for command in commands:
         assert f"\n    {command} " in done.stdout
     assert done.stdout.endswith("exit 0\nloaded []\n")
@@ -59,6 +62,48 @@ def test_a_bad_file_is_exit_2_and_one_line_per_fault(
     assert err[0] == f"error: {path}:2: models.a.dtpe: unknown key; did you mean 'dtype'?"
     assert err[1].startswith(f"{path}:3: models.b.source: is missing")
     assert len(err) == 2
+
+
+def interpreter(path: Path, *options: str) -> None:
+    """A program that is this interpreter, started with `options`."""
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {" ".join(options)} "$@"\n')
+    path.chmod(0o755)
+
+
+RESERVED_GPU = """
+models: {a: {source: x, pool: g, qos: {reservedShare: 50%}}, b: {source: x, pool: g}}
+pools:
+  g:
+    device: cuda:99
+    python: ./python
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_reservation_on_a_gpu_that_is_not_there_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(RESERVED_GPU)
+    interpreter(tmp_path / "python")
+    assert main(["validate", "-f", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {path}:5: pools.g.device: 'cuda:99' does not exist, and part of")
+    assert "reserved (a); this machine has" in err
+    assert "use `cpu` or `auto`" in err
+    assert main(["validate", "-f", str(path), "--elsewhere"]) == 0
+    path.write_text(RESERVED_GPU.replace("50%", "0%"))
+    assert main(["validate", "-f", str(path)]) == 0
+
+
+def test_an_interpreter_without_torch_says_nothing_of_gpus(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(RESERVED_GPU)
+    interpreter(tmp_path / "python", "-I", "-S")
+    assert main(["validate", "-f", str(path)]) == 0
+    (tmp_path / "python").unlink()
+    assert main(["validate", "-f", str(path)]) == 0, "`--sources` tells of it"
 
 
 def test_sources_that_are_not_there_are_all_reported(

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI
 from deepseek.gateway.server import Gateway, bind
 from deepseek.gateway.settings import GatewaySettings
 from deepseek.telemetry.metrics import Metrics
-from tests.gateway.fakes import FakeDeployments
+from tests.gateway.fakes import FakeAdministration, FakeDeployments
 
 Start = Callable[..., Any]
 
@@ -27,6 +27,7 @@ class Running:
     port: int
     gateway: Gateway
     deployments: FakeDeployments
+    administration: FakeAdministration
     metrics: Metrics
     serving: "asyncio.Task[None]"
     http: httpx.AsyncClient
@@ -46,7 +47,10 @@ class Running:
 @asynccontextmanager
 async def running_gateway(**settings: Any) -> AsyncIterator[Running]:
     deployments, metrics = FakeDeployments(), Metrics()
-    gateway = Gateway(deployments, GatewaySettings(**settings), metrics=metrics)
+    administration = FakeAdministration()
+    gateway = Gateway(
+        deployments, GatewaySettings(**settings), metrics=metrics, administration=administration
+    )
     listener = bind("127.0.0.1", 0)
     port: int = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
@@ -61,6 +65,7 @@ async def running_gateway(**settings: Any) -> AsyncIterator[Running]:
                 port=port,
                 gateway=gateway,
                 deployments=deployments,
+                administration=administration,
                 metrics=metrics,
                 serving=serving,
                 http=http,

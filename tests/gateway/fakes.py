@@ -6,18 +6,21 @@ its last message word by word and knows tools. What the gateway asked for is kep
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher
 
+from deepseek.core.decisions import Decision, TimeScale
 from deepseek.core.errors import (
     AdapterNotFound,
     AdapterRejected,
     ContextLengthExceeded,
     DeepseekError,
     InvalidGrammar,
+    InvalidRequest,
     ModelNotFound,
     UnsupportedParameter,
     WorkerCrashed,
@@ -25,6 +28,7 @@ from deepseek.core.errors import (
 )
 from deepseek.core.requests import Task
 from deepseek.serving.base import (
+    Administration,
     Deployments,
     DeploymentStatus,
     EncodedRows,
@@ -32,9 +36,11 @@ from deepseek.serving.base import (
     GenerateOptions,
     PositionLogprobs,
     SamplingDefaults,
+    SettingChange,
     TextDelta,
     TokenText,
 )
+from deepseek.serving.kept_decisions import KeptDecision
 
 ADAPTER_DIR = "/adapters/"
 """The fake deployments take adapters from here."""
@@ -311,11 +317,40 @@ class FakeDeployments:
         return generators + [encoder.status for encoder in self.encoders.values()]
 
 
+class FakeAdministration:
+    """Takes any file whose models are all called `served`; knows decisions about that one."""
+
+    def __init__(self) -> None:
+        self.applied: list[Any] = []
+        self.refusal: DeepseekError | None = None
+
+    async def apply(self, deployment: Any) -> list[SettingChange]:
+        if self.refusal is not None:
+            raise self.refusal
+        if unknown := [name for name in deployment["models"] if name != "served"]:
+            raise InvalidRequest(f"models.{unknown[0]}: is not served", param="models")
+        self.applied.append(deployment)
+        return [SettingChange(model="served", setting="share", before=1.0, after=2.0)]
+
+    def decisions(self, model: str) -> Sequence[KeptDecision]:
+        if model != "served":
+            raise ModelNotFound(f"model {model!r} is not served here", param="model")
+        decision = Decision(
+            at_s=5.0,
+            model=model,
+            scale=TimeScale.MEDIUM,
+            action="raise-batch-cap",
+            reason="the queue has grown to 9",
+            signals={"num_waiting": 9, "oldest_wait_s": 0.25, "temperature_c": None},
+        )
+        return [KeptDecision(decision=decision, heard_at=time.time() - 90)]
+
+
 def _vowels(item: str | list[int]) -> float:
     text = item if isinstance(item, str) else "".join(map(chr, item))
     return float(sum(char in "aeiou" for char in text))
 
 
-def check_protocols() -> tuple[GenerateDeployment, Deployments]:
+def check_protocols() -> tuple[GenerateDeployment, Deployments, Administration]:
     """For the type checker: the fakes are what the gateway expects."""
-    return FakeGenerator("typed"), FakeDeployments()
+    return FakeGenerator("typed"), FakeDeployments(), FakeAdministration()

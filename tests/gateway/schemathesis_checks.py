@@ -9,6 +9,7 @@ CROSS_FIELD = {
     *("messages", "prompt", "max_tokens", "max_completion_tokens", "min_tokens", "top_logprobs"),
     *("stream_options", "echo", "tools", "tool_choice", "response_format", "dimensions"),
     *("lora_name", "lora_path"),  # what is loaded, what is on the disk
+    "models",  # of a deployment file: those that are served
 }
 
 

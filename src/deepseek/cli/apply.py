@@ -8,6 +8,8 @@ from typing import Any
 
 from deepseek.cli.arguments import Subparsers, add_url_argument
 
+_DURATIONS = ("max_wait_time", "deadline.ttft", "deadline.itl")
+
 
 def register(commands: Subparsers) -> None:
     """Add the command's parser."""
@@ -42,14 +44,22 @@ def _print_model(name: str, changes: list[dict[str, Any]]) -> None:
     if not changes:
         print(f"{name}: unchanged")
     for change in changes:
-        before, after = _shown(change["before"]), _shown(change["after"])
-        print(f"{name}: {change['setting']} {before} -> {after}")
+        setting = change["setting"]
+        before, after = (_shown(value, setting) for value in (change["before"], change["after"]))
+        print(f"{name}: {setting} {before} -> {after}")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, setting: str) -> str:
+    """Return a value as a file spells it."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, int | float):
+        return str(value)
+    if setting.endswith(_DURATIONS):
+        return f"{value:g}s" if value >= 1 or value == 0 else f"{value * 1000:g}ms"
+    return f"{value * 100:g}%" if setting.endswith("reserved_share") else f"{value:g}"
 
 
 async def _put(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -47,6 +47,26 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def duration(text: str) -> float:
+    """Parse seconds as the deployment file spells them: `200ms`, `1s`, `0.5`."""
+    # Deferred: pydantic takes a tenth of a second, and most commands do without.
+    from pydantic import TypeAdapter, ValidationError
+
+    from deepseek.core.settings import DurationSeconds
+
+    try:
+        return non_negative_float(text)
+    except argparse.ArgumentTypeError:
+        pass
+    try:
+        seconds: float = TypeAdapter(DurationSeconds).validate_python(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a duration; give a number with ms, s, m or h, such as 200ms"
+        ) from None
+    return seconds
+
+
 def add_file_argument(parser: argparse.ArgumentParser, *, default: str) -> None:
     """Add `-f FILE`, the deployment file."""
     parser.add_argument(

@@ -14,6 +14,7 @@ from deepseek.cli import (
     models,
     schema,
     serve,
+    simulate,
     validate,
     version,
     why,
@@ -35,7 +36,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"deepseek {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (serve, validate, apply, why, schema, models, adapters, chat, bench, version):
+    for module in (
+        serve,
+        validate,
+        apply,
+        why,
+        simulate,
+        schema,
+        models,
+        adapters,
+        chat,
+        bench,
+        version,
+    ):
         module.register(commands)
     return parser
 

@@ -25,6 +25,11 @@ def register(commands: Subparsers) -> None:
         action="store_true",
         help="check also that each model's source is there and can be served; downloads nothing",
     )
+    parser.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="the file is for another machine: do not ask whether GPUs with reservations are here",
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,11 +39,35 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.file)
     deployment_file = load_deployment_file(path)
+    if not arguments.elsewhere:
+        _check_gpus(deployment_file, path)
     if arguments.sources:
         _check_sources(deployment_file, base_dir=path.resolve().parent)
     models = _count(deployment_file.models, "model")
     print(f"{path}: valid: {models} on {_count(deployment_file.pool_settings(), 'pool')}")
     return 0
+
+
+def _check_gpus(deployment_file: "DeploymentFile", path: Path) -> None:
+    """Raise `DeploymentFileError` where a part of a GPU is reserved that is not there."""
+    from deepseek.core.yaml_document import Fault, read_yaml
+    from deepseek.serving.reserved_gpus import absent_gpus
+
+    absent = absent_gpus(
+        deployment_file.models, deployment_file.pool_settings(), base_dir=path.resolve().parent
+    )
+    if absent:
+        document = read_yaml(path.read_text("utf-8-sig"))
+        places = [("pools", pool, "device") for pool in absent]
+        faults = [
+            Fault(
+                line=document.line_of(place),
+                path=place,
+                message=f"{absent[place[1]]}, or pass --elsewhere if another machine will serve it",
+            )
+            for place in places
+        ]
+        raise DeploymentFileError("\n".join(f"{path}:{fault.line}: {fault}" for fault in faults))
 
 
 def _check_sources(deployment_file: "DeploymentFile", *, base_dir: Path) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -89,11 +89,13 @@ def _ago(seconds: float) -> str:
 
 def _signal(name: str, value: Any) -> str:
     """Return a signal in words: `oldest_wait_s`, 0.3 becomes `oldest wait 300 ms`."""
-    for suffix, shown in (("_s", _seconds), ("_bytes", _bytes), ("_c", _degrees), ("_w", _watts)):
-        if name.endswith(suffix) and isinstance(value, int | float) and not isinstance(value, bool):
-            return f"{name.removesuffix(suffix).replace('_', ' ')} {shown(value)}"
-    words = name.removeprefix("num_").removeprefix("is_").replace("_", " ")
-    return f"{words} {_plain(value)}"
+    words = name.removeprefix("num_").removeprefix("is_")
+    shown: Callable[[Any], str] = _plain
+    for suffix, with_unit in _UNITS.items():
+        if words.endswith(suffix):
+            words = words.removesuffix(suffix)
+            shown = _plain if value is None else with_unit
+    return f"{words.replace('_', ' ')} {shown(value)}"
 
 
 def _seconds(value: float) -> str:
@@ -118,6 +120,14 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+_UNITS: dict[str, Callable[[Any], str]] = {
+    "_s": _seconds,
+    "_bytes": _bytes,
+    "_c": _degrees,
+    "_w": _watts,
+}
 
 
 # replay

@@ -16,6 +16,8 @@ from deepseek.core.requests import EncodeRequest, GenerateRequest, Task, TokenLo
 
 FRAME_HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
+REFUSED_STATUS = 2
+"""Exit status of a worker that cannot work as it is set up: the next one could not either."""
 
 
 class AdapterSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from deepseek.core.errors import AdapterLoadingOff, DeepseekError, Draining
 from deepseek.core.requests import Task
 from deepseek.gateway.adapters import DropAdapterRoute, LoadAdapterRoute
-from deepseek.gateway.administration import ApplyRoute, DecisionsRoute
+from deepseek.gateway.administration import ApplyRoute, DecisionsRoute, UnderLoopbackName
 from deepseek.gateway.chat import ChatRoute
 from deepseek.gateway.completions import CompletionsRoute
 from deepseek.gateway.encoders import ClassifyRoute, EmbeddingsRoute, RerankRoute
@@ -213,12 +213,16 @@ def administration_routes(parts: Parts) -> list[RouteSpec]:
     administration: Administration | None = parts.administration
     if administration is None:
         return []
+    apply: Handler = ApplyRoute(parts, administration)
+    decisions: Handler = DecisionsRoute(administration)
+    if parts.settings.admin is None:
+        apply, decisions = UnderLoopbackName(apply), UnderLoopbackName(decisions)
     return [
         RouteSpec(
             path="/admin/deployment",
             name="applyDeployment",
             summary="Take shares and QoS from another deployment file",
-            handler=ApplyRoute(parts, administration),
+            handler=apply,
             request=DeploymentBody,
             replaces=True,
             response=AppliedChanges,
@@ -227,7 +231,7 @@ def administration_routes(parts: Parts) -> list[RouteSpec]:
             path="/admin/decisions/{model}",
             name="listDecisions",
             summary="Show the last batching decisions about a model",
-            handler=DecisionsRoute(administration),
+            handler=decisions,
             response=DecisionList,
         ),
     ]

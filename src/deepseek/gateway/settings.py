@@ -32,10 +32,11 @@ class GatewaySettings(Settings):
     @property
     def is_administered(self) -> bool:
         """Whether the routes under `/admin` are there."""
-        return _is_loopback(self.host) if self.admin is None else self.admin
+        return is_loopback(self.host) if self.admin is None else self.admin
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's alone."""
     if host == "localhost":
         return True
     try:

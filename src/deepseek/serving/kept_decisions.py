@@ -1,11 +1,14 @@
 """The last decisions about each model, for `deepseek why`; they outlive the worker."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deepseek.core.decisions import Decision
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,12 @@ class KeptDecisions:
         """Keep decisions that a worker has told."""
         now = time.time()
         for decision in decisions:
-            self._of_model[decision.model].append(KeptDecision(decision=decision, heard_at=now))
+            kept = self._of_model.get(decision.model)
+            if kept is None:
+                # A policy of another package may write what it likes there.
+                logger.warning("a decision about %r, which is no model here", decision.model)
+                continue
+            kept.append(KeptDecision(decision=decision, heard_at=now))
 
     def of(self, model: str) -> Sequence[KeptDecision]:
         """Return what is kept about a model, oldest first."""

@@ -23,6 +23,7 @@ from deepseek.serving.base import DeploymentStatus
 from deepseek.serving.deployments import Deployment, Generator
 from deepseek.serving.encoders import EncoderDeployment
 from deepseek.serving.kept_decisions import KeptDecision
+from deepseek.serving.qos_faults import check_engine_takes_qos
 from deepseek.serving.replica import Replica
 from deepseek.serving.settings import LIVE_SETTINGS, ModelSettings
 
@@ -107,6 +108,8 @@ class Platform:
         Returns once every worker has taken them. Raises `Unavailable` and `ConfigurationError`. To
         be called once at a time, and not to be cancelled.
         """
+        for name, settings in models.items():
+            check_engine_takes_qos(name, settings, self._deployments[name].directory)
         replicas = [r for r in self._replicas if not models.keys().isdisjoint(r.qos)]
         for replica in replicas:
             replica.check_ready()

@@ -1,7 +1,7 @@
 """What is wrong with the QoS of models beside one another, where no single setting shows it."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,9 +9,14 @@ from pydantic.alias_generators import to_camel
 
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.qos import QoS
+from deepseek.core.requests import Task
 from deepseek.scheduling.batching.registry import batching_policy_names
 from deepseek.scheduling.sharing.fair_share import device_parts
 from deepseek.serving.settings import ModelSettings, QosSettings
+from deepseek.weights.model_directory import DECODER_ARCHITECTURES, ModelDirectory
+
+_LEFT_TO_VLLM = ("policy", "min_batch_size", "max_batch_size", "max_wait_time", "strict")
+"""Settings of batches, which vLLM makes by itself."""
 
 Raw = Mapping[str, Any]
 Found = tuple[tuple[str, ...], str]
@@ -24,12 +29,19 @@ def qos_faults(models: Mapping[str, Raw], pools: Mapping[str, Raw]) -> list[Foun
     A model with a value that is wrong by itself is passed over; that value is told elsewhere.
     """
     valid = {name: qos for name, raw in models.items() if (qos := _qos(raw)) is not None}
+    policies = batching_policy_names()
     found: list[Found] = []
     for name, qos in valid.items():
         pool = pools.get(str(_pool(models[name])), {})
         given = _get(models[name], "qos")
-        for field, text in (*_batch_faults(qos, models[name], pool), *_share_faults(qos, pool)):
-            found.append(((name, "qos", _spelling(given, field)), text))
+        faults = [
+            *_policy_faults(qos, policies),
+            *_batch_faults(qos, models[name], pool),
+            *_share_faults(qos, pool),
+        ]
+        if models[name].get("engine") == "vllm":
+            faults += _vllm_faults(qos)
+        found += [((name, "qos", _spelling(given, field)), text) for field, text in faults]
     for pool_name in dict.fromkeys(_pool(models[name]) for name in valid):
         sharing = {name: valid[name] for name in valid if _pool(models[name]) == pool_name}
         overbooked = _overbooked({n: _as_policies_see(q, models[n]) for n, q in sharing.items()})
@@ -40,13 +52,37 @@ def qos_faults(models: Mapping[str, Raw], pools: Mapping[str, Raw]) -> list[Foun
     return found
 
 
-def _batch_faults(qos: QosSettings, model: Raw, pool: Raw) -> Iterator[tuple[str, str]]:
-    if qos.policy not in (known := batching_policy_names()):
+def check_engine_takes_qos(name: str, settings: ModelSettings, directory: ModelDirectory) -> None:
+    """Raise `ConfigurationError` for settings that the engine of a model would not heed.
+
+    `engine: auto` is vLLM where ours does not know the architecture (`engine.selection`).
+    """
+    is_ours = directory.task is not Task.GENERATE or directory.architecture in DECODER_ARCHITECTURES
+    if settings.engine == "torch" or (settings.engine == "auto" and is_ours):
+        return
+    for field, text in _vllm_faults(settings.qos):
+        place = f"models.{name}.qos.{field}"
+        raise ConfigurationError(f"{place}: {directory.architecture}: {text}", param=place)
+
+
+def _policy_faults(qos: QosSettings, known: Sequence[str]) -> Iterator[tuple[str, str]]:
+    if qos.policy not in known:
         close = difflib.get_close_matches(qos.policy, known, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         yield "policy", f"no batching policy {qos.policy!r}; {remedy}"
-    elif model.get("engine") == "vllm" and qos.policy != QoS().policy:
-        yield "policy", "vLLM batches by itself; leave the policy out, or write `engine: torch`"
+
+
+def _vllm_faults(qos: QosSettings) -> Iterator[tuple[str, str]]:
+    default = QosSettings()
+    for field in _LEFT_TO_VLLM:
+        if getattr(qos, field) != getattr(default, field):
+            yield (
+                field,
+                "vLLM makes its batches by itself; leave this out of a model that runs on it",
+            )
+
+
+def _batch_faults(qos: QosSettings, model: Raw, pool: Raw) -> Iterator[tuple[str, str]]:
     if qos.max_batch_size is not None and qos.min_batch_size > qos.max_batch_size:
         yield (
             "min_batch_size",

@@ -27,6 +27,7 @@ from deepseek.core.load import LoadSnapshot
 from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import (
+    REFUSED_STATUS,
     Abort,
     AdapterSpec,
     Configure,
@@ -154,7 +155,8 @@ class Replica:
     async def start(self) -> None:
         """Start the worker and wait until its models are loaded.
 
-        Raises `Unavailable` where it cannot be started within the policy's patience.
+        Raises `Unavailable` where it cannot be started within the policy's patience, or says that
+        it cannot work as it is set up.
         """
         self._first_ready = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise(), name=f"pool {self.pool}")
@@ -296,15 +298,20 @@ class Replica:
 
     async def _supervise(self) -> None:
         while True:
-            worker = await self._start_once()
+            worker, status = await self._start_once(), None
             if worker is not None:
                 await self._serve(worker)
-                await self._after_death(worker)
+                status = await self._after_death(worker)
             if self.state is WorkerState.STOPPED:
+                return
+            if status == REFUSED_STATUS and self._is_first_start:
+                self._give_up("its worker cannot work as it is set up; its log says why")
                 return
             self._num_crashes += 1
             if self._num_crashes > self._policy.max_restarts:
-                self._give_up()
+                self._give_up(
+                    f"its worker died {self._num_crashes} times in a row; last: {self.reason}"
+                )
                 return
             delay_s = min(self._policy.backoff_s * 2 ** (self._num_crashes - 2), MAX_BACKOFF_S)
             await asyncio.sleep(delay_s if self._num_crashes > 1 else 0)
@@ -330,11 +337,17 @@ class Replica:
             watchdog.cancel()
             self._worker = None
 
-    async def _after_death(self, worker: WorkerProcess) -> None:
+    @property
+    def _is_first_start(self) -> bool:
+        """True until a worker has been ready: later, a device may only be away for a while."""
+        return self._first_ready is not None and not self._first_ready.done()
+
+    async def _after_death(self, worker: WorkerProcess) -> int:
+        """See to what the worker has left behind; return its exit status."""
         status = await worker.end()
         cause = signal.Signals(-status).name if status < 0 else f"status {status}"
         if self.state is WorkerState.STOPPED:
-            return
+            return status
         logger.error("pool %s: worker %d died (%s); restarting it", self.pool, worker.pid, cause)
         self._set_state(WorkerState.RESTARTING, f"its worker died ({cause}) and is restarting")
         crashed = f"the worker died ({cause}) while it held the request"
@@ -343,9 +356,9 @@ class Replica:
                 self._deliver(request_id, WorkerCrashed(crashed, retry_after_s=RETRY_AFTER_S))
             else:
                 pending.was_retried = True
+        return status
 
-    def _give_up(self) -> None:
-        reason = f"its worker died {self._num_crashes} times in a row; last: {self.reason}"
+    def _give_up(self, reason: str) -> None:
         logger.error("pool %s stays down: %s", self.pool, reason)
         self._set_state(WorkerState.DOWN, reason)
         self._fail_all(WorkerCrashed(reason, retry_after_s=MAX_BACKOFF_S))

@@ -64,6 +64,8 @@ class LoadControl:
         self.mode = Mode.NORMAL
         self.place_s = 0.0
         """Device time in which a running request ends and makes place for another."""
+        self._told_cap = self.cap
+        """The batch cap as decisions have told it: small steps are not worth a line each."""
         self._clock: float | None = None
         self._last_waiting = 0
         self._failed_reports = 0
@@ -92,9 +94,13 @@ class LoadControl:
             self.place_s = 1 / load.service_rate
         before = _Note(load, device, now_s)
         self._after_faults(before)
+        has_halved = bool(self._found)
         self._under_pressure(before)
         self._for_the_clock(before)
-        self._batch_cap(before)
+        if has_halved:
+            self._told_cap = self.cap
+        else:
+            self._batch_cap(before)
         self._reserve(before)
         self._holding(before)
         self._last_waiting = load.num_waiting
@@ -192,7 +198,8 @@ class LoadControl:
             return
         if self._batch.most >= self._limits.max_sequences:
             self._batch.most = math.inf
-        if self.cap != before:
+        if abs(self.cap - self._told_cap) >= max(1.0, 0.2 * self._told_cap):
+            before, self._told_cap = self._told_cap, self.cap
             seen.tell(
                 self,
                 action,

@@ -34,6 +34,9 @@ from deepseek.scheduling.batching.step_time import MIN_CHUNK_TOKENS, decoding_an
 
 _TIMER_S = 0.002
 """A wait may end so much late."""
+_ITL_RESERVE = 0.08
+"""Part of the promised time between tokens that is never waited away: an answer of few tokens has
+no later one to make up for a late step."""
 _DECODE_PART = 0.75
 """Part of the promised time between tokens that decoding may take; the rest is for prompts."""
 _HELD_PART = 0.15
@@ -87,7 +90,8 @@ class SlackPolicy(GreedyPolicy):
             min((r.due_s for r in running if r.id not in self._lost), default=math.inf),
             min((r.due_s for r in waiting), default=math.inf),
         )
-        return max(now_s, min(latest_s, least_due_s - step_s - _TIMER_S))
+        timer_s = max(_TIMER_S, min(_ITL_RESERVE * qos.itl_s, qos.max_wait_s))
+        return max(now_s, min(latest_s, least_due_s - step_s - timer_s))
 
     def plan(self, demand: Demand, *, max_step_s: float) -> StepPlan:
         """Order the queue, and size the step by the least slack."""
@@ -123,7 +127,7 @@ class SlackPolicy(GreedyPolicy):
             limit_s = min(limit_s, max(first_s, own_s))
         return StepPlan(
             max_tokens=self._budget(demand, limit_s=limit_s / self._control.derating),
-            max_sequences=self._max_sequences_beside(context=context, decoding=decoding),
+            max_sequences=self._most_running(context=context, max_step_s=max_step_s),
             order=order if demand.waiting else None,
             refused=refused,
         )
@@ -188,19 +192,21 @@ class SlackPolicy(GreedyPolicy):
             if start_s + reached_s * reserve <= request.due_s:
                 in_time.append(request)
                 ahead = tokens
+                if len(in_time) >= free and tokens > self._limits.max_tokens:
+                    break  # no more can begin now; the rest is looked at again
             else:
                 late.append(request)
         return in_time, late
 
-    def _max_sequences_beside(self, *, context: int, decoding: int) -> int:
-        """Return how many may run so that decoding alone leaves time for prompts."""
+    def _most_running(self, *, context: int, max_step_s: float) -> int:
+        """Return how many may run so that decoding is short enough, and leaves time for prompts."""
         cap = self._control.cap
+        limit_s = min(max_step_s, self._qos.itl_s * _DECODE_PART)
         per_sequence_s = self._estimator.per_decoding_s * self._control.derating
-        if math.isinf(self._qos.itl_s) or per_sequence_s <= 0:
+        if math.isinf(limit_s) or per_sequence_s <= 0:
             return cap
         fixed_s = self._predict(prefill=0, decoding=0, context=context)
-        fitting = (self._qos.itl_s * _DECODE_PART - fixed_s) / per_sequence_s
-        return max(1, min(cap, int(fitting)))
+        return max(1, min(cap, int((limit_s - fixed_s) / per_sequence_s)))
 
     @property
     def _most_lost(self) -> int:

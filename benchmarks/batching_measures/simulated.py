@@ -151,11 +151,11 @@ def _rows(trace: Trace, load: float, results: Results, *, reachable: float) -> l
 
 
 def _device_time(place: str, ours: Result, greedy: Result, *, reachable: float) -> Row:
-    """Return the row; it is not judged where its attainment is out of every policy's reach."""
+    """Return the row; it says where its attainment is out of every policy's reach."""
     part = ours.busy_s / greedy.busy_s
     measure = f"{place}: device time as a part of {GREEDY}'s ({ours.attainment:.2f} % in time)"
     if reachable < _LEAST_ATTAINMENT:
-        return fact(f"- {measure}; {_LEAST_ATTAINMENT:g} % cannot be reached", round(part, 3))
+        measure += f"; no policy could have more than {reachable:.1f} %"
     return Row(
         measure=measure,
         ours=round(part, 3),

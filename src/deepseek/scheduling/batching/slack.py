@@ -112,7 +112,14 @@ class SlackPolicy(GreedyPolicy):
             )
         floor_s = self._predict(prefill=MIN_CHUNK_TOKENS, decoding=decoding, context=context)
         limit_s = min(max_step_s, max(least_s / (1 + self._control.margin), floor_s))
-        order, late = self._ordered(demand, decoding=decoding, context=context, limit_s=limit_s)
+        # A short answer has no later token to make up for one late step: steps keep room for their
+        # spread, but not where that would make others late, for it slows prompts down.
+        safe_s = min(limit_s, max(limit_s / self._estimator.spread, floor_s))
+        order, late = self._ordered(demand, decoding=decoding, context=context, limit_s=safe_s)
+        if late:
+            order, late = self._ordered(demand, decoding=decoding, context=context, limit_s=limit_s)
+        else:
+            limit_s = safe_s
         refused: Sequence[QueuedRequest] = ()
         if late and self._qos.late is LateRequests.REFUSE:
             refused = late

@@ -50,7 +50,12 @@ class StepTimeEstimator:
     def predict_safe(self, *, prefill: int, decoding: int, context: int) -> float:
         """Return the seconds that nineteen of twenty such steps stay within."""
         expected_s = self.predict(prefill=prefill, decoding=decoding, context=context)
-        return expected_s * max(1.0, self._quantile)
+        return expected_s * self.spread
+
+    @property
+    def spread(self) -> float:
+        """How many times their expected time nineteen of twenty steps stay within; at least 1."""
+        return max(1.0, self._quantile)
 
     @property
     def fixed_s(self) -> float:

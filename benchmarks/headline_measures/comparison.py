@@ -26,6 +26,7 @@ from headline_measures.systems import (
     CRITICAL,
     MODELS,
     first_core,
+    write_plain,
     write_separate,
     write_shared,
 )
@@ -79,7 +80,8 @@ def headline(run: Run) -> list[Row]:
         return {model: found.per_second(took_s) for model, found in served.items()}
 
     short_s = run.count(15, 3)
-    with serve(run, shared, name="shared-alone") as platform:
+    plain = write_plain(run.work / "plain.yaml")
+    with serve(run, plain, name="alone") as platform:
         backlogged(platform.url, MODELS, 3.0)  # warm
         best = {m: backlogged(platform.url, (m,), short_s)[m] for m in MODELS}
     with serve(run, separate, name="separate") as platform:

@@ -40,14 +40,23 @@ def write_separate(path: Path) -> Path:
     return _write(path, {"models": models, "pools": pools})
 
 
+def write_plain(path: Path) -> Path:
+    """Write the deployment of one pool without promises: what each model can do alone."""
+    return _write_one_pool(path, {name: _model(name) for name in MODELS})
+
+
 def write_shared(path: Path) -> Path:
-    """Write the deployment of one pool and return its path."""
+    """Write the deployment of one pool with a critical model and return its path."""
     models = {name: _model(name) for name in MODELS}
     models[CRITICAL]["qos"] = {
         "priority": "critical",
         "reservedShare": 0.9,
         "deadline": {"ttft": "1s", "itl": "100ms"},
     }
+    return _write_one_pool(path, models)
+
+
+def _write_one_pool(path: Path, models: dict[str, Any]) -> Path:
     cores = ",".join(map(str, _two_cores()))
     pools = {"default": {"device": "cpu", "cpus": cores, "kv_cache_bytes": _KV}}
     return _write(path, {"models": models, "pools": pools})

@@ -92,7 +92,7 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--max-step-tokens", metavar="N", type=positive_int,
-        help="as the pool's setting (default: the file's, else 192, for encoders 512)",
+        help="as the pool's setting (default: the file's, else 128, for encoders 512)",
     )  # fmt: skip
     parser.add_argument(
         "--max-running", metavar="N", type=positive_int,

@@ -28,7 +28,7 @@ class PoolSettings(Settings):
     default 0.9."""
     max_step_tokens: int | None = Field(default=None, ge=16, le=65536)
     """Tokens one engine step may process; long prompts are cut into chunks of this size so that
-    running streams keep their pace. Default on a CPU: 192, and 512
+    running streams keep their pace. Default on a CPU: 128, and 512
     for encoders; on a GPU: 8192."""
     max_running: int | None = Field(default=None, ge=1, le=1024)
     """Generations one model runs at once; more wait in its queue. Default 64 on a CPU, 256 on a

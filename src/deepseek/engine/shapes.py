@@ -8,7 +8,7 @@ def padded_rows(num_rows: int) -> int:
     grow by 7 % over a thousand requests. Steps of 16 and fewer rows, where padding would cost most,
     stay as they are.
     """
-    for limit, step in ((16, 1), (64, 8), (256, 32)):
+    for limit, step in ((16, 1), (256, 8)):
         if num_rows <= limit:
             return -(-num_rows // step) * step
     return -(-num_rows // 64) * 64

@@ -28,7 +28,7 @@ from deepseek.scheduling.simulation.requests import Arrival, SimulatedRequest
 from deepseek.scheduling.simulation.step_times import StepTimes, is_usable, noise_factor
 
 REPORT_INTERVAL_S = 0.5
-DEFAULT_LIMITS = StepLimits(max_tokens=192, max_sequences=64)
+DEFAULT_LIMITS = StepLimits(max_tokens=128, max_sequences=64)
 """A decoder's on a CPU."""
 DEFAULT_KV_TOKENS = 2 * 1024**3 // 23_040
 """2 GiB of SmolLM2-135M's in bfloat16: 30 layers, 3 heads of 64, keys and values."""

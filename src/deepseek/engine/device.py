@@ -26,8 +26,8 @@ def step_limits(spec: WorkerSpec, device: str) -> StepLimits:
     """Return the pool's limits, or the device's defaults.
 
     A CPU is busy with a hundred rows; more only makes every running stream, and every prompt behind
-    the first, wait longer: of 16 streams of a 135M model, steps of 192 rows gave each its first token
-    19 % later than these, and no more tokens. A GPU needs thousands.
+    the first, wait longer: with 192 rows a step, 16 streams of a 135M model had their first tokens
+    19 % later, and no more tokens a second. A GPU needs thousands.
     """
     default_tokens, default_encode, default_running = (
         (128, 512, 64) if device == "cpu" else (8192, 8192, 256)

@@ -10,8 +10,8 @@ from tests.scheduling.simulation.loads import CONSTANT, outcome_of, poisson, set
 
 
 def test_capacity_is_what_full_batches_serve() -> None:
-    # 64 at once, 10 steps of 0.1 s each: one for the prompts (3 tokens each fit), 9 more tokens.
-    arrivals = [Arrival(at_s=float(n), prompt_tokens=3, output_tokens=10) for n in range(640)]
+    # 64 at once, 10 steps of 0.1 s each: one for the prompts (2 tokens each fit), 9 more tokens.
+    arrivals = [Arrival(at_s=float(n), prompt_tokens=2, output_tokens=10) for n in range(640)]
     model = setup(arrivals, times=CONSTANT, qos=QoS(policy="slack", ttft_s=0.1, itl_s=0.01))
     assert capacity(model, make_meter=ModelMeter) == pytest.approx(64.0)
 

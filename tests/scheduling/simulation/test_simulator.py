@@ -184,7 +184,7 @@ def test_a_slow_device_takes_longer_and_its_sensors_say_so() -> None:
 
 
 def test_a_step_without_memory_is_taken_back_and_the_next_ones_are_smaller() -> None:
-    arrivals = [Arrival(at_s=0.0, prompt_tokens=10, output_tokens=20) for _ in range(16)]
+    arrivals = [Arrival(at_s=0.0, prompt_tokens=8, output_tokens=20) for _ in range(16)]
     short = Disturbance(from_s=0.0, to_s=0.05, memory_for_sequences=4)
     policy, outcome = _watch(setup(arrivals, times=CONSTANT), disturbances=[short])
     assert all(r.output_tokens == 20 and math.isfinite(r.ttft_s) for r in outcome.requests)

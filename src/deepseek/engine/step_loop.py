@@ -82,6 +82,7 @@ class StepLoop:
             self._run()
         finally:
             self._adapters.close()
+            self._sensor.stop()
             if self._record is not None:
                 self._record.flush()
 

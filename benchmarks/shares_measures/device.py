@@ -22,7 +22,11 @@ from shares_measures.steps import Steps, read_steps
 CRITICAL = "chat"
 OTHERS = ("assistant", "embed", "classify")
 MODELS = (CRITICAL, *OTHERS)
-RESERVED = 0.9
+PROMISED = 0.9
+"""Part of the device time that the critical model shall have, whatever the others do."""
+RESERVED = 0.93
+"""What is reserved for that: steps of others come whole, so that the worst of all seconds has some
+hundredths less than what is reserved."""
 
 _SOURCES = {
     "chat": "smollm2-135m",

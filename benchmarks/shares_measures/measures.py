@@ -9,7 +9,7 @@ from shares_measures.device import (
     CRITICAL,
     MODELS,
     OTHERS,
-    RESERVED,
+    PROMISED,
     arrivals,
     backlogs,
     serve_device,
@@ -35,7 +35,7 @@ def busy(run: Run) -> list[Row]:
             facts = [fact(f"- all busy: part of {m} (%)", 100 * steps.part(m)) for m in OTHERS]
     (part, worst, longest_s), (peer_part, peer_worst, _) = parts.values()
     return [
-        _percent("all busy: critical model's part of device time (%)", part, peer_part, RESERVED),
+        _percent("all busy: critical model's part of device time (%)", part, peer_part, PROMISED),
         _percent("all busy: its part of the worst second (%)", worst, peer_worst, 0.88),
         *facts,
         fact("- all busy: longest step of another model (ms)", 1000 * longest_s),

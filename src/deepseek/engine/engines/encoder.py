@@ -188,7 +188,13 @@ class EncoderEngine:
         chosen = self._encoder.choose([item.num_pending for item in first], max_tokens=max_tokens)
         taken = [first[i] for i in chosen]
         gone = set(map(id, taken))
-        self._queue = deque(item for item in self._queue if id(item) not in gone)
+        if candidates is self._queue:
+            # As it stands, so the rest of a long queue need not be looked at.
+            for _ in first:
+                self._queue.popleft()
+            self._queue.extendleft(item for item in reversed(first) if id(item) not in gone)
+        else:
+            self._queue = deque(item for item in self._queue if id(item) not in gone)
         return taken
 
     def _report(self) -> StepReport | None:

@@ -158,7 +158,7 @@ class SlackPolicy(GreedyPolicy):
 
     def _ordered(
         self, demand: Demand, *, decoding: int, context: int, limit_s: float
-    ) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
+    ) -> tuple[Sequence[QueuedRequest], list[QueuedRequest]]:
         """Return the waiting requests by deadline: those that can meet it, and those that cannot.
 
         A request is reached when the prompts before it are computed, at the pace of steps as long
@@ -166,7 +166,7 @@ class SlackPolicy(GreedyPolicy):
         """
         waiting = demand.waiting
         if not waiting or math.isinf(self._qos.ttft_s):
-            return list(waiting), []
+            return waiting, []  # as it is: it may be long, and is asked for before every step
         queue = sorted(waiting, key=_due_s)
         if self._estimator.num_observed == 0:
             return queue, []

@@ -124,8 +124,7 @@ class StepLoop:
             return
         ended_s = time.monotonic()
         seconds = ended_s - started_s
-        self._policy.charge(name, seconds)
-        self._busy.stepped(seconds)
+        self._charge(model, seconds)
         model.account(result, seconds=seconds, now_s=ended_s)
         if self._record is not None and result.report is not None:
             self._record.add(name, result.report.shape, started_s=started_s, seconds=seconds)
@@ -148,20 +147,22 @@ class StepLoop:
             self._fail(last, error, started_s=started_s)
             return
         seconds = time.monotonic() - started_s
-        self._policy.charge(last.name, seconds)
-        self._busy.stepped(seconds)
+        self._charge(last, seconds)
         last.account_settled(seconds=seconds)
         if self._record is not None:
             self._record.add(last.name, NOTHING, started_s=started_s, seconds=seconds)
 
     def _fail(self, model: HostedModel, error: Exception, *, started_s: float) -> None:
         seconds = time.monotonic() - started_s
-        self._policy.charge(model.name, seconds)
-        self._busy.stepped(seconds)
+        self._charge(model, seconds)
         message = f"an engine step of model {model.name!r} failed: {type(error).__name__}"
         for request_id in model.fail(seconds=seconds):
             self._owners.pop(request_id, None)
             self._send(Failed(request_id, "engine_fault", message))
+
+    def _charge(self, model: HostedModel, seconds: float) -> None:
+        self._policy.charge(model.name, seconds)
+        self._busy.stepped(seconds)
 
     def _give_out(self, result: StepResult) -> None:
         """Send a step's tokens in one frame, and everything else by itself."""

@@ -22,6 +22,7 @@ import torch
 from deepseek.core.errors import DeepseekError
 from deepseek.core.wire import (
     FRAME_HEADER,
+    REFUSED_STATUS,
     Event,
     ModelInfo,
     ModelSpec,
@@ -71,7 +72,7 @@ def main() -> int:
         )
     except DeepseekError as error:
         logger.error("%s", error.message)
-        return 2
+        return REFUSED_STATUS
     models, infos = _load_models(spec, device)
     events.put(Ready(os.getpid(), infos))
     StepLoop(

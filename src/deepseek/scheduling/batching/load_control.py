@@ -39,13 +39,6 @@ class Mode(StrEnum):
     OVERLOAD = "overload"
 
 
-@dataclass(slots=True)
-class _Cap:
-    """Sequences that may run, for one reason; infinite while the reason is absent."""
-
-    most: float = math.inf
-
-
 class LoadControl:
     """What the fast loop reads: `cap`, `margin`, `derating`, `may_hold`, `mode`."""
 
@@ -53,8 +46,8 @@ class LoadControl:
         self._model = model
         self.qos = qos
         self._limits = limits
-        self._batch = _Cap()
-        self._pressure = _Cap()
+        self._batch_most = math.inf
+        self._pressure_most = math.inf
         self.margin = MIN_MARGIN
         """Part of a predicted time that is kept as a reserve."""
         self.derating = 1.0
@@ -77,14 +70,14 @@ class LoadControl:
     @property
     def cap(self) -> int:
         """Sequences that may run at once."""
-        most = min(self._batch.most, self._pressure.most, self._limits.max_sequences)
+        most = min(self._batch_most, self._pressure_most, self._limits.max_sequences)
         if self.qos.max_batch_size is not None:
             most = min(most, self.qos.max_batch_size)
         return max(1, int(most))
 
     def note_out_of_memory(self) -> None:
         """Halve the batch at once; the next report says so."""
-        self._batch.most = max(1.0, min(self._batch.most, self._limits.max_sequences) / 2)
+        self._halve_batch()
         self._ran_out_of_memory = True
 
     def adjust(self, load: ModelLoad, device: DeviceLoad, *, now_s: float) -> list[Decision]:
@@ -111,6 +104,9 @@ class LoadControl:
             self._slowly(before)
         return self._found
 
+    def _halve_batch(self) -> None:
+        self._batch_most = max(1.0, min(self._batch_most, self._limits.max_sequences) / 2)
+
     # the medium loop
 
     def _after_faults(self, seen: "_Note") -> None:
@@ -123,7 +119,7 @@ class LoadControl:
             return
         self._failed_reports += 1
         if self._failed_reports == 1:
-            self._batch.most = max(1.0, min(self._batch.most, self._limits.max_sequences) / 2)
+            self._halve_batch()
             seen.tell(
                 self,
                 "halve-batch-cap",
@@ -136,8 +132,8 @@ class LoadControl:
         kv, memory = seen.load.kv_use, seen.device.memory_use
         is_full = (kv or 0.0) > KV_FULL or (memory or 0.0) > MEMORY_FULL
         is_relaxed = (kv or 0.0) < KV_RELAXED and (memory or 0.0) < MEMORY_RELAXED
-        if is_full and math.isinf(self._pressure.most):
-            self._pressure.most = max(1, seen.load.num_running)
+        if is_full and math.isinf(self._pressure_most):
+            self._pressure_most = max(1, seen.load.num_running)
             what = (
                 f"{kv:.0%} of the KV cache" if (kv or 0.0) > KV_FULL else f"{memory:.0%} of memory"
             )
@@ -148,8 +144,8 @@ class LoadControl:
                 kv_use=kv,
                 memory_use=memory,
             )
-        elif is_relaxed and not math.isinf(self._pressure.most):
-            self._pressure.most = math.inf
+        elif is_relaxed and not math.isinf(self._pressure_most):
+            self._pressure_most = math.inf
             seen.tell(self, "free-admission", "memory has room again", kv_use=kv, memory_use=memory)
 
     def _for_the_clock(self, seen: "_Note") -> None:
@@ -178,7 +174,7 @@ class LoadControl:
         bandwidth = seen.device.memory_bandwidth_utilization
         step_s, occupancy = load.step_time_s, load.batch_occupancy
         if step_s is not None and step_s > qos.itl_s and load.num_running > 1:
-            self._batch.most = max(1.0, min(before, load.num_running) * 0.9)
+            self._batch_most = max(1.0, min(before, load.num_running) * 0.9)
             action, why = (
                 "lower-batch-cap",
                 f"a step takes {step_s * 1000:.0f} ms, more than promised",
@@ -189,15 +185,15 @@ class LoadControl:
             and (occupancy is None or occupancy * self._limits.max_sequences >= 0.5 * before)
             and (bandwidth is None or bandwidth < BANDWIDTH_FULL)
         ):
-            self._batch.most = self._batch.most * 1.25 + 1
+            self._batch_most = self._batch_most * 1.25 + 1
             action, why = "raise-batch-cap", f"the queue has grown to {load.num_waiting}"
         elif self._failed_reports == 0 and load.num_waiting == 0:
-            self._batch.most = self._batch.most * 1.05 + 0.25
+            self._batch_most = self._batch_most * 1.05 + 0.25
             action, why = "raise-batch-cap", "nobody waits"
         else:
             return
-        if self._batch.most >= self._limits.max_sequences:
-            self._batch.most = math.inf
+        if self._batch_most >= self._limits.max_sequences:
+            self._batch_most = math.inf
         if abs(self.cap - self._told_cap) >= max(1.0, 0.2 * self._told_cap):
             before, self._told_cap = self._told_cap, self.cap
             seen.tell(

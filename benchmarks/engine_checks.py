@@ -8,25 +8,12 @@ import sys
 from engine_checks_measures.answers import answers
 from engine_checks_measures.soak import soak
 from engine_checks_measures.speculation import speculation
-from suite import Measure, parser, run_measures
+from suite import Measure, main
 
 NAME = "engine_checks"
 
 MEASURES: dict[str, Measure] = {"answers": answers, "soak": soak, "speculation": speculation}
 
 
-def main() -> int:
-    """Run the measures and show their rows; the results file is written by a full run only."""
-    arguments = parser(MEASURES, description=main.__doc__).parse_args()
-    measures = {name: MEASURES[name] for name in arguments.only or MEASURES}
-    return run_measures(
-        NAME,
-        measures,
-        quick=arguments.quick,
-        is_full=measures.keys() == MEASURES.keys(),
-        save_as=arguments.save_as,
-    )
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(NAME, MEASURES, description=__doc__))

@@ -6,20 +6,12 @@ make bench NAME=headline
 import sys
 
 from headline_measures.comparison import headline
-from suite import Measure, parser, run_measures
+from suite import Measure, main
 
 NAME = "headline"
 
 MEASURES: dict[str, Measure] = {"headline": headline}
 
 
-def main() -> int:
-    """Run the comparison and show its rows."""
-    arguments = parser(MEASURES, description=main.__doc__).parse_args()
-    return run_measures(
-        NAME, MEASURES, quick=arguments.quick, is_full=True, save_as=arguments.save_as
-    )
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(NAME, MEASURES, description=__doc__))

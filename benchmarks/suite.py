@@ -33,6 +33,22 @@ def parser(measures: Mapping[str, Measure], *, description: str | None) -> argpa
     return result
 
 
+def main(name: str, measures: Mapping[str, Measure], *, description: str | None) -> int:
+    """Run a suite that takes what every suite takes; return the exit code.
+
+    The results file is written by a full run only.
+    """
+    arguments = parser(measures, description=description).parse_args()
+    chosen = {key: measures[key] for key in arguments.only or measures}
+    return run_measures(
+        name,
+        chosen,
+        quick=arguments.quick,
+        is_full=chosen.keys() == measures.keys(),
+        save_as=arguments.save_as,
+    )
+
+
 def run_measures(
     name: str,
     measures: Mapping[str, Measure],

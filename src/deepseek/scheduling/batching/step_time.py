@@ -50,7 +50,12 @@ class StepTimeEstimator:
     def predict_safe(self, *, prefill: int, decoding: int, context: int) -> float:
         """Return the seconds that nineteen of twenty such steps stay within."""
         expected_s = self.predict(prefill=prefill, decoding=decoding, context=context)
-        return expected_s * max(1.0, self._quantile)
+        return expected_s * self.safety
+
+    @property
+    def safety(self) -> float:
+        """What nineteen of twenty steps take at most, as a multiple of what is expected."""
+        return max(1.0, self._quantile)
 
     @property
     def fixed_s(self) -> float:

@@ -107,6 +107,10 @@ def test_one_sided_rows_use_the_whole_range(layer: Layer) -> None:
     assert (out - expected).norm() / expected.norm() < 0.012, "half the range is lost"
 
 
+def test_no_rows_give_no_rows() -> None:
+    assert _native(draw(400, 64), None)(draw(0, 64)).shape == (0, 400)
+
+
 def test_wrong_width_is_refused() -> None:
     with pytest.raises(ValueError, match="rows of 64 wanted"):
         _native(draw(16, 64), None)(draw(2, 63))

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,6 +31,7 @@ from deepseek.engine.step_loop import Inbox, StepLoop
 from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan
 from deepseek.scheduling.batching.registry import make_batching_policy
 from deepseek.scheduling.sharing.registry import make_step_policy
+from deepseek.scheduling.sharing.round_robin import RoundRobin
 from deepseek.telemetry.meters import ModelMeter
 from deepseek.telemetry.sampling import DeviceSampler
 from deepseek.telemetry.sensors.registry import NoSensor
@@ -84,6 +85,37 @@ class OneTokenEngine:
         self._waiting.clear()
 
 
+class AheadEngine(OneTokenEngine):
+    """Answers one step after the one that took the requests, as a GPU does."""
+
+    name = "ahead"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_flight: list[int] = []
+        self.num_settled = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self.in_flight)
+
+    def demand(self, now_s: float) -> Demand:
+        return Demand(now_s=now_s, waiting=(), running=(), is_in_flight=bool(self.in_flight))
+
+    def step(self, plan: StepPlan | None = None) -> list[Output]:
+        ended, self.in_flight, self._waiting = self.in_flight, self._waiting, []
+        return [TokenDelta(request_id, [7], "length") for request_id in ended]
+
+    def settle(self) -> None:
+        self.num_settled += 1
+        if 13 in self.in_flight:
+            raise RuntimeError("the device is lost")
+
+    def fail_running(self) -> list[int]:
+        failed, self.in_flight = self.in_flight, []
+        return failed
+
+
 class AdaptedEngine(OneTokenEngine):
     """Takes adapters by name; `slow` is read only when it may be."""
 
@@ -108,6 +140,12 @@ class AdaptedEngine(OneTokenEngine):
             raise AdapterNotFound(f"adapter {name!r} is not loaded")
 
 
+def hosted(engine: Engine) -> HostedModel:
+    qos = QoS()
+    policy = make_batching_policy("slack", engine.name, qos, engine.limits)
+    return HostedModel(engine, policy, ModelMeter(time.monotonic()), qos=qos)
+
+
 class Running:
     """A loop in a thread, and what it has sent."""
 
@@ -118,15 +156,7 @@ class Running:
         engines: list[Engine] = [self.adapted, OneTokenEngine()]
         qos = QoS()
         loop = StepLoop(
-            [
-                HostedModel(
-                    engine,
-                    make_batching_policy("slack", engine.name, qos, engine.limits),
-                    ModelMeter(time.monotonic()),
-                    qos=qos,
-                )
-                for engine in engines
-            ],
+            [hosted(engine) for engine in engines],
             make_step_policy(
                 "fair-share", {engine.name: qos for engine in engines}, max_step_s=0.01
             ),
@@ -217,3 +247,47 @@ def test_a_load_that_fails_is_answered_and_the_loop_goes_on(
         assert running.next_event() == failed
         running.commands.put(one_token(2, "adapted"))
         assert running.next_event() == StepOutput([TokenDelta(2, [7], "length")])
+
+
+class Charges(RoundRobin):
+    """Takes turns, and remembers who was charged."""
+
+    def __init__(self, models: Mapping[str, QoS]) -> None:
+        super().__init__(models, max_step_s=0.01)
+        self.charged: list[str] = []
+
+    def charge(self, model: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.charged.append(model)
+
+
+def run_to_the_end(engines: Sequence[Engine], requests: Sequence[Generate]) -> list[str]:
+    """Run a loop over these requests; return who was charged for device time."""
+    policy = Charges({engine.name: QoS() for engine in engines})
+    commands: Inbox = SimpleQueue()
+    for request in requests:
+        commands.put(request)
+    commands.put(Stop())
+    StepLoop(
+        [hosted(engine) for engine in engines],
+        policy,
+        sensor=DeviceSampler(NoSensor("none"), interval_s=60.0),
+        commands=commands,
+        send=lambda event: None,
+        snapshot_interval_s=60.0,
+    ).run()
+    return policy.charged
+
+
+def test_a_device_that_works_ahead_is_charged_to_whom_it_works_for() -> None:
+    ahead = AheadEngine()
+    work = [one_token(1, "ahead"), one_token(2, "plain")]
+    assert run_to_the_end([ahead, OneTokenEngine()], work) == ["ahead", "ahead", "plain", "ahead"]
+    assert ahead.num_settled == 1, "before the other's step, and not before its own next one"
+
+
+def test_work_ahead_that_fails_is_the_failure_of_its_own_model() -> None:
+    ahead = AheadEngine()
+    work = [one_token(13, "ahead"), one_token(2, "plain")]
+    assert run_to_the_end([ahead, OneTokenEngine()], work) == ["ahead", "ahead", "plain"]
+    assert not ahead.has_work

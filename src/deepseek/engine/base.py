@@ -72,6 +72,15 @@ class Engine(Protocol):
         """
         ...
 
+    def settle(self) -> None:
+        """Wait until the device has done what `step` has given it.
+
+        Gives nothing out: that is the next step's. Called where `demand` says that something is in
+        flight and another model steps next, for what the device does meanwhile is this one's time.
+        Raises as `step`.
+        """
+        ...
+
     def fail_running(self) -> list[int]:
         """Drop the requests that took part in the last step; return their ids."""
         ...

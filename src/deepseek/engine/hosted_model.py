@@ -80,6 +80,17 @@ class HostedModel:
         outputs += self.engine.step(plan)
         return StepResult(outputs=outputs, report=self.engine.last_step)
 
+    def settle(self, now_s: float) -> bool:
+        """Wait for what the device still does for this model; return whether there was any."""
+        if not self.engine.demand(now_s).is_in_flight:
+            return False
+        self.engine.settle()
+        return True
+
+    def account_settled(self, *, seconds: float) -> None:
+        """Count device time that passed beyond this model's last step."""
+        self.busy_s += seconds
+
     def account(self, result: StepResult, *, seconds: float, now_s: float) -> None:
         """Learn from a step that took `seconds` and ended at `now_s`."""
         self._charge(seconds)

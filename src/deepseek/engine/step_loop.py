@@ -31,6 +31,7 @@ from deepseek.engine.base import Request
 from deepseek.engine.hosted_model import HostedModel, StepResult
 from deepseek.engine.memory import resident_bytes
 from deepseek.engine.step_record import StepRecord
+from deepseek.scheduling.batching.base import NOTHING
 from deepseek.scheduling.batching.registry import check_batching_policy
 from deepseek.scheduling.sharing.base import Contender, StepPolicy
 from deepseek.telemetry.meters import DeviceBusy
@@ -72,6 +73,8 @@ class StepLoop:
         self._busy = DeviceBusy(self._started_s)
         self._next_report_s = 0.0
         self._stopping = False
+        self._last: HostedModel | None = None
+        """Who stepped last: the device may still be at it."""
 
     def run(self) -> None:
         """Loop until a `Stop` has been taken and all work is done, or the platform is gone."""
@@ -110,6 +113,7 @@ class StepLoop:
 
     def _step(self, name: str) -> None:
         model = self._models[name]
+        self._settle_before(model)
         started_s = time.monotonic()
         try:
             result = model.step(started_s, max_step_s=self._policy.max_step_s(name))
@@ -125,6 +129,29 @@ class StepLoop:
         if self._record is not None and result.report is not None:
             self._record.add(name, result.report.shape, started_s=started_s, seconds=seconds)
         self._give_out(result)
+
+    def _settle_before(self, model: HostedModel) -> None:
+        """Charge the model that stepped last for what the device still does for it.
+
+        A GPU works ahead: the next model's step would be the one that waits for it, and pays.
+        """
+        last, self._last = self._last, model
+        if last is None or last is model:
+            return
+        started_s = time.monotonic()
+        try:
+            if not last.settle(started_s):
+                return
+        except Exception as error:
+            logger.exception("a step of model %s failed", last.name)
+            self._fail(last, error, started_s=started_s)
+            return
+        seconds = time.monotonic() - started_s
+        self._policy.charge(last.name, seconds)
+        self._busy.stepped(seconds)
+        last.account_settled(seconds=seconds)
+        if self._record is not None:
+            self._record.add(last.name, NOTHING, started_s=started_s, seconds=seconds)
 
     def _fail(self, model: HostedModel, error: Exception, *, started_s: float) -> None:
         seconds = time.monotonic() - started_s

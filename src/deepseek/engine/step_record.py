@@ -21,7 +21,10 @@ class StepRecord:
         self._is_broken = False
 
     def add(self, model: str, shape: StepShape, *, started_s: float, seconds: float) -> None:
-        """Record one step; times are the worker's monotonic clock."""
+        """Record one step; times are the worker's monotonic clock.
+
+        One that held nothing is the rest of the step before it: see `StepLoop`.
+        """
         line = {
             "t": round(started_s, 6),
             "model": model,

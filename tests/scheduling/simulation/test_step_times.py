@@ -80,6 +80,7 @@ def test_a_record_of_a_few_steps_is_refused() -> None:
 def test_a_record_is_read_one_model_at_a_time() -> None:
     line = {"t": 1.0, "s": 0.1, "prefill": 3, "decoding": 1, "context": 9, "sequences": 2}
     lines = [json.dumps({**line, "model": name}) for name in ("a", "b", "a")] + ["\n"]
+    lines.append(json.dumps({**line, "model": "a", "sequences": 0}))  # the rest of the one before
     assert [step.model for step in read_step_record(lines, model="a")] == ["a", "a"]
     assert read_step_record(lines, model="b")[0].shape.num_context_tokens == 9
     with pytest.raises(ConfigurationError, match="several models, name one: a, b"):

@@ -28,7 +28,7 @@ from deepseek.engine.runner import PendingStep, Runner
 from deepseek.engine.sampling import describe, history
 from deepseek.engine.sequence import Sequence
 from deepseek.engine.speculation import Speculation
-from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, StepShape
+from deepseek.scheduling.batching.base import NOTHING, Demand, StepLimits, StepPlan, StepShape
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +132,11 @@ class DecoderEngine:
             self._learn(started.parts, time.perf_counter() - started_s)
         return outputs
 
+    def settle(self) -> None:
+        """Wait for the step in flight; its tokens are read once more by the next step."""
+        if self._in_flight is not None:
+            self._in_flight.wait()
+
     def abort(self, request_id: int) -> None:
         """Drop a request wherever it is; its computed prefix stays reusable."""
         sequence = self._scheduler.find(request_id)
@@ -216,10 +221,7 @@ class DecoderEngine:
         if started is None:
             if not self._found_no_memory:
                 return None
-            nothing = StepShape(
-                num_prefill_tokens=0, num_decoding=0, num_context_tokens=0, num_sequences=0
-            )
-            return StepReport(shape=nothing, found_no_memory=True)
+            return StepReport(shape=NOTHING, found_no_memory=True)
         now_s = time.monotonic()
         num_prefill = num_decoding = num_context = 0
         waits: list[float] = []

@@ -126,6 +126,9 @@ class EncoderEngine:
         self._stepping = []
         return outputs
 
+    def settle(self) -> None:
+        """Do nothing: a step ends with its results."""
+
     def abort(self, request_id: int) -> None:
         """Drop a request's sequences from the queue."""
         self._queue = deque(i for i in self._queue if i.job.request.id != request_id)

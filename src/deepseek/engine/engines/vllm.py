@@ -205,6 +205,9 @@ class VllmEngine:
         self.last_step = self._report()
         return [out for answer in answers for out in self._translate(answer)]
 
+    def settle(self) -> None:
+        """Do nothing: a step of vLLM waits for its tokens."""
+
     def abort(self, request_id: int) -> None:
         """Drop a request; its blocks are free at once, its computed prefix stays reusable."""
         if self._open.pop(str(request_id), None) is not None:

@@ -61,6 +61,17 @@ class Int8Weights(ctypes.Structure):
     )
 
 
+class Bf16Weights(ctypes.Structure):
+    """`struct Bf16Weights`."""
+
+    _fields_ = (
+        ("tiles", _POINTER),
+        ("bias", _POINTER),
+        ("num_outputs", _LONG),
+        ("num_inputs", _LONG),
+    )
+
+
 class Kernels:
     """The functions of the library, with their argument types. They let other threads run."""
 
@@ -103,6 +114,10 @@ class Kernels:
             "ds_int8_linear", _POINTER, _LONG, _POINTER, _POINTER, _LONG, _INT, _INT
         )
         self.has_int8_linear: bool = bool(library.ds_int8_linear_supported())
+        self.bf16_linear = function(
+            "ds_bf16_linear", _POINTER, _LONG, _POINTER, _POINTER, _LONG, _INT
+        )
+        self.has_bf16_linear: bool = bool(library.ds_bf16_linear_supported())
 
 
 @cache

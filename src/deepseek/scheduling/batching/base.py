@@ -87,6 +87,9 @@ class StepShape:
     num_sequences: int
 
 
+NOTHING = StepShape(num_prefill_tokens=0, num_decoding=0, num_context_tokens=0, num_sequences=0)
+
+
 class BatchingPolicy(Protocol):
     """Decides for one model; made by `make(model, qos, limits)` of its registry entry."""
 

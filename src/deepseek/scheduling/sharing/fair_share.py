@@ -70,9 +70,8 @@ class FairShare:
             return self._others.pick()
         if not others:
             return self._first.pick()
-        candidate = self._others.next()
-        step_s = next(c.step_s for c in others if c.model == candidate) or self._step_bound_s
-        pays = self._credit_s >= self._kept * step_s
+        steps_s = {c.model: c.step_s or self._step_bound_s for c in others}
+        pays = self._credit_s >= self._kept * steps_s[self._others.next()]
         return self._others.pick() if pays else self._first.pick()
 
     def charge(self, model: str, seconds: float) -> None:
@@ -84,8 +83,6 @@ class FairShare:
         else:
             self._others.charge(model, seconds)
         self._credit_s += earned_s - self._kept * seconds
-        if not self._others.has_ready:
-            self._credit_s = min(self._credit_s, self._kept * self._step_bound_s)
 
     def max_step_s(self, model: str) -> float:
         """Return the bound where another model has a reservation that a long step would break.
@@ -120,6 +117,9 @@ class FairShare:
         self._ready = {contender.model for contender in (*first, *others)}
         if not self._first.has_ready:
             self._credit_s = 0.0
+        if others and not self._others.has_ready:
+            longest_s = max(c.step_s or self._step_bound_s for c in others)
+            self._credit_s = min(self._credit_s, self._kept * longest_s)
         self._first.note_ready({c.model for c in first})
         self._others.note_ready({c.model for c in others})
         self._kept = _kept(self._first.ready_weight)
@@ -148,8 +148,8 @@ def device_parts(models: Mapping[str, QoS]) -> dict[str, float]:
     if reserved > 1 + 1e-9:
         names = ", ".join(name for name, qos in models.items() if qos.reserved_share > 0)
         raise ConfigurationError(
-            f"qos.reserved_share: {names} together reserve {reserved:.0%} of one device; lower "
-            "them to 100% at most, or give a model another pool",
+            f"qos.reserved_share: {names} together reserve {100 * reserved:.4g}% of one device; "
+            "lower them to 100% at most, or give a model another pool",
             param="reserved_share",
         )
     left = 1.0 - reserved

@@ -100,7 +100,8 @@ class Fit:
 def read_step_record(lines: Iterable[str | bytes], *, model: str | None = None) -> list[StepTiming]:
     """Return the steps of `model` (None: the only one there is) in the order of the record.
 
-    Raises `ConfigurationError` naming the line that is not one, or the models to choose from.
+    Without those that held nothing: the rests of steps that a device had begun ahead. Raises
+    `ConfigurationError` naming the line that is not one, or the models to choose from.
     """
     decoder = msgspec.json.Decoder(StepTiming)
     steps: list[StepTiming] = []
@@ -123,7 +124,7 @@ def read_step_record(lines: Iterable[str | bytes], *, model: str | None = None) 
             f"the step record holds no model {model!r}; it holds: {', '.join(models) or 'nothing'}",
             param="model",
         )
-    return [step for step in steps if model is None or step.model == model]
+    return [step for step in steps if step.sequences and model in (None, step.model)]
 
 
 def fit_step_times(record: Sequence[StepTiming]) -> Fit:

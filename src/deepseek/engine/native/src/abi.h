@@ -34,4 +34,10 @@ struct Int8Weights {
     int64_t num_outputs, num_inputs;
 };
 
+struct Bf16Weights {
+    const void* tiles;  // (tiles of 16 outputs, pairs of inputs, 16, 2) bfloat16, zeros where padded
+    const float* bias;  // (outputs, padded to whole tiles) or null
+    int64_t num_outputs, num_inputs;
+};
+
 #define API extern "C" __attribute__((visibility("default")))

@@ -12,28 +12,26 @@
 #include "dispatch.h"
 #include "parallel.h"
 #include "simd.h"
+#include "tiles.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
 
 namespace {
 
-constexpr int kTile = 16;     // outputs of a weight tile
 constexpr int kGroup = 64;    // inputs that share a scale
 constexpr int kRows = 6;      // rows of a register tile, which has two sums for each of its
 constexpr int kTiles = 2;     // 6 x 2 vectors
 constexpr int kFewRows = 3;   // or, for few rows, of its
 constexpr int kManyTiles = 4;  // 3 x 4
 
-// Quantised rows, by the parts that a register tile takes at once. Of a part of R rows four inputs of
-// one row are followed by the same four of the next, so that a tile reads one stream of memory.
+// Quantised rows. Of a part of R rows four inputs of one row are followed by the same four of the
+// next, so that a tile reads one stream of memory.
 struct Quantised {
-    int64_t num_rows, max_rows, groups;
+    Parts parts;
+    int64_t groups;
     uint8_t* values;  // of each part (groups * kGroup / 4, R, 4)
     float* scales;    // of each part (groups, R)
     float* offsets;   // of each part (groups, R): zero points, scaled
-
-    int64_t num_parts() const { return (num_rows + max_rows - 1) / max_rows; }
-    int64_t first_row(int64_t part) const { return num_rows * part / num_parts(); }
 };
 
 // Zero is always inside the range, so that it stays exact.
@@ -66,7 +64,7 @@ void quantise_group(const T* from, int64_t size, uint8_t* out, int64_t quad_stri
 template <class T>
 void quantise_part(const T* from, int64_t stride, int64_t width, int64_t part,
                    const Quantised& to) {
-    const int64_t first = to.first_row(part), rows = to.first_row(part + 1) - first;
+    const int64_t first = to.parts.first_row(part), rows = to.parts.size(part);
     uint8_t* values = to.values + first * to.groups * kGroup;
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t g = 0; g < to.groups; ++g) {
@@ -83,17 +81,12 @@ inline void add_products(__m512i& sum, __m512i inputs, __m512i weights) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(inputs), "v"(weights));
 }
 
-// Memory to have in the cache soon: `step` bytes with every turn of a loop.
-struct Ahead {
-    const int8_t* next;
-    int64_t step;
-};
-
 template <int R, int N, class T>
-__attribute__((noinline)) void multiply_tile(const Quantised& inputs, int64_t row,
+__attribute__((noinline)) void multiply_tile(const Quantised& inputs, int64_t part,
                                              const Int8Weights& weights, int64_t tile, Ahead ahead,
                                              T* out) {
     const int64_t quads = (weights.num_inputs + 3) / 4, groups = inputs.groups;
+    const int64_t row = inputs.parts.first_row(part);
     const uint8_t* a = inputs.values + row * groups * kGroup;
     const float* scales = inputs.scales + row * groups;
     const float* offsets = inputs.offsets + row * groups;
@@ -107,8 +100,7 @@ __attribute__((noinline)) void multiply_tile(const Quantised& inputs, int64_t ro
             for (int n = 0; n < N; ++n) products[r][n] = _mm512_setzero_si512();
         const int64_t count = std::min<int64_t>(kGroup / 4, quads - g * (kGroup / 4));
         for (int64_t k = 0; k < count; ++k, a += R * 4, w += 64) {
-            for (int64_t i = 0; i < ahead.step; i += 64) _mm_prefetch(ahead.next + i, _MM_HINT_T1);
-            ahead.next += ahead.step;
+            ahead.fetch();
             __m512i b[N];
 #pragma GCC unroll 4
             for (int n = 0; n < N; ++n) b[n] = _mm512_loadu_si512(w + n * quads * 64);
@@ -151,29 +143,14 @@ __attribute__((noinline)) void multiply_tile(const Quantised& inputs, int64_t ro
     }
 }
 
-// All rows times the weight tiles `begin` to `end`. While it computes with some tiles it fetches the
-// next, spread over the rows: memory and arithmetic take about as long for 16 rows.
 template <int MaxRows, int MaxTiles, class T>
 void multiply_tiles(const Quantised& inputs, const Int8Weights& weights, int64_t begin, int64_t end,
                     T* out) {
-    const int64_t parts = inputs.num_parts();
-    const int64_t tile_parts = (end - begin + MaxTiles - 1) / MaxTiles;
-    const int64_t tile_bytes = (weights.num_inputs + 3) / 4 * 4 * kTile;
-    for (int64_t i = 0; i < tile_parts; ++i) {
-        const int64_t tile = begin + (end - begin) * i / tile_parts;
-        const int64_t next = begin + (end - begin) * (i + 1) / tile_parts;
-        const int64_t bytes = (next - tile) * tile_bytes;
-        for (int64_t part = 0; part < parts; ++part) {
-            const int64_t row = inputs.first_row(part);
-            const int64_t step = next == end ? 0 : (next - tile) * kTile * 4 / parts;
-            const Ahead ahead{weights.tiles + next * tile_bytes + bytes * part / parts, step};
-            with_count<MaxTiles>(next - tile, [&](auto n) {
-                with_count<MaxRows>(inputs.first_row(part + 1) - row, [&](auto r) {
-                    multiply_tile<r(), n()>(inputs, row, weights, tile, ahead, out);
-                });
-            });
-        }
-    }
+    for_tiles<MaxRows, MaxTiles>(
+        inputs.parts, weights.tiles, (weights.num_inputs + 3) / 4, begin, end,
+        [&](int64_t part, int64_t tile, Ahead ahead, auto r, auto n) {
+            multiply_tile<r(), n()>(inputs, part, weights, tile, ahead, out);
+        });
 }
 
 }  // namespace
@@ -184,21 +161,20 @@ API void ds_int8_linear(const void* inputs, int64_t stride, const Int8Weights* w
                         int64_t rows, int type, int threads) {
     static thread_local Scratch scratch;
     Quantised quantised;
-    quantised.num_rows = rows;
-    quantised.max_rows = rows <= kFewRows ? kFewRows : kRows;
+    quantised.parts = {rows, rows <= kFewRows ? kFewRows : kRows};
     quantised.groups = (weights->num_inputs + kGroup - 1) / kGroup;
     const int64_t size = rows * quantised.groups;
     auto* memory = static_cast<uint8_t*>(scratch.reserve(size * (kGroup + 2 * sizeof(float))));
     quantised.values = memory;
     quantised.scales = reinterpret_cast<float*>(memory + size * kGroup);
     quantised.offsets = quantised.scales + size;
-    const int64_t tiles = (weights->num_outputs + kTile - 1) / kTile;
+    const int64_t tiles = num_tiles(weights->num_outputs);
     with_type(type, [&](auto t) {
         using T = decltype(t);
         const T* typed_inputs = static_cast<const T*>(inputs);
         T* typed_out = static_cast<T*>(out);
         const int64_t work = rows * weights->num_inputs / kWidth * 6;
-        parallel_ranges(quantised.num_parts(), work, threads, [&](int64_t part, int64_t end) {
+        parallel_ranges(quantised.parts.count(), work, threads, [&](int64_t part, int64_t end) {
             for (; part < end; ++part)
                 quantise_part(typed_inputs, stride, weights->num_inputs, part, quantised);
         });

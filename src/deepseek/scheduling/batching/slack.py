@@ -41,7 +41,7 @@ _ITL_RESERVE = 0.08
 no later one to make up for a late step."""
 _DECODE_PART = 0.75
 """Part of the promised time between tokens that decoding may take; the rest is for prompts."""
-_HELD_PART = 0.15
+_HELD_PART = 0.1
 """Part of the batch cap from which on no step is held back."""
 _LOST_PART = 1 / 16
 """Part of the batch cap that requests which are late already may take."""

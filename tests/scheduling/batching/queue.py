@@ -108,8 +108,13 @@ class Server:
             self.finished.append(request)
 
 
-def taught(policy: BatchingPolicy, *, seed: int = 0, num_steps: int = 200) -> None:
-    """Let a policy see what steps of this device take."""
+def taught(
+    policy: BatchingPolicy, *, seed: int = 0, num_steps: int = 200, spread: float = 0.0
+) -> None:
+    """Let a policy see what steps of this device take.
+
+    `spread`: standard deviation of the logarithm of a step's time.
+    """
     draws = random.Random(seed)
     for _ in range(num_steps):
         decoding = draws.randint(1, 32)
@@ -120,4 +125,4 @@ def taught(policy: BatchingPolicy, *, seed: int = 0, num_steps: int = 200) -> No
             num_context_tokens=decoding * draws.randint(20, 400) + prefill,
             num_sequences=decoding + 1,
         )
-        policy.observe(shape, seconds=step_s(shape))
+        policy.observe(shape, seconds=step_s(shape) * draws.lognormvariate(0, spread))

@@ -2,24 +2,33 @@
 
 The time is modelled as `a + b*prefill_tokens + c*decoding + d*context_tokens` and fitted by least
 squares that forget exponentially (recursive, as in Ljung, System Identification, ch. 11): weights,
-batch and attention state each have their cost. Beside it a factor follows the last few steps, so
-that a slow-down (heat, a neighbour) is known within a few steps, long before the fit has turned.
-Clock, throttling and bandwidth act on predictions through these two alone.
+batch and attention state each have their cost. Errors count as parts of the expected time, as a
+step's noise does: else long steps would say what short ones take. Beside the fit a factor follows
+the last few steps, so that a slow-down (heat, a neighbour) is known within a few steps, long before
+the fit has turned. Clock, throttling and bandwidth act on predictions through these two alone.
 """
 
+import math
 from collections.abc import Iterable
 
 from deepseek.scheduling.batching.base import QueuedRequest, StepShape
 
 _UNITS = (1.0, 64.0, 8.0, 2048.0)
 """Features are divided by these, so that their coefficients are of one size."""
-_FORGETTING = 0.99
-_START_VARIANCE = 100.0
-_MAX_VARIANCE = 1000.0
-"""A feature that does not vary would otherwise be forgotten without bound."""
+_FORGETTING = 0.998
+"""Half of what is known is of the last 350 steps; what changes sooner is for the factor."""
+_START_DEVIATION = 8.0
+"""What a coefficient may be at first, as a multiple of the first step's time."""
+_MOST_VARIANCE = 10.0
+"""By that of the start. A feature that does not vary would be forgotten without bound."""
 _FACTOR_WEIGHT = 0.12
 """Of the newest step in the factor: a lasting slow-down is nine tenths known after 18 steps."""
-_FACTOR_RANGE = (0.2, 8.0)
+_FACTOR_RANGE = (math.log(0.2), math.log(8.0))
+_LARGEST_CHANGE = 0.6
+"""Of a step in the logarithm of the factor: a stall is no slow-down."""
+_NUM_UNSCALED = 4
+"""Steps, from the first, that the fit has to itself."""
+_SHORTEST_S = 1e-6
 _QUANTILE = 0.95
 _QUANTILE_GAIN = 0.02
 _LARGEST_SURPRISE = 0.5
@@ -35,9 +44,10 @@ class StepTimeEstimator:
 
     def __init__(self) -> None:
         self._weights = [0.0, 0.0, 0.0, 0.0]
-        self._covariance = [
-            [_START_VARIANCE if row == column else 0.0 for column in range(4)] for row in range(4)
-        ]
+        self._covariance: list[list[float]] = []
+        """Set by the first step, which tells of what size times are."""
+        self._most_variance = 0.0
+        self._log_factor = 0.0
         self._factor = 1.0
         self._quantile = 1.1
         """Of measured time by predicted time."""
@@ -87,14 +97,28 @@ class StepTimeEstimator:
     def observe(self, shape: StepShape, seconds: float) -> None:
         """Learn what a step has taken."""
         x = _features(shape.num_prefill_tokens, shape.num_decoding, shape.num_context_tokens)
+        seconds = max(seconds, _SHORTEST_S)
+        if not self._covariance:
+            self._start(seconds)
         fitted_s = self._fitted(x)
-        if self.num_observed >= 2 and fitted_s > 0:
-            ratio = seconds / fitted_s
-            self._note_quantile(ratio / self._factor)
-            low, high = _FACTOR_RANGE
-            self._factor += _FACTOR_WEIGHT * (min(high, max(low, ratio)) - self._factor)
+        if self.num_observed >= _NUM_UNSCALED and fitted_s > 0:
+            self._note_factor(seconds / fitted_s)
         self._fit(x, seconds, fitted_s=fitted_s)
         self.num_observed += 1
+
+    def _start(self, seconds: float) -> None:
+        variance = (_START_DEVIATION * seconds) ** 2
+        self._covariance = [[variance * (i == j) for j in range(4)] for i in range(4)]
+        self._most_variance = _MOST_VARIANCE * variance
+
+    def _note_factor(self, ratio: float) -> None:
+        """Follow measured by fitted time, in logarithms: twice as long weighs as half as long."""
+        self._note_quantile(ratio / self._factor)
+        change = math.log(ratio) - self._log_factor
+        change = min(_LARGEST_CHANGE, max(-_LARGEST_CHANGE, change))
+        low, high = _FACTOR_RANGE
+        self._log_factor = min(high, max(low, self._log_factor + _FACTOR_WEIGHT * change))
+        self._factor = math.exp(self._log_factor)
 
     def _note_quantile(self, ratio: float) -> None:
         """Step the quantile towards where one in twenty lies above it (Robbins and Monro)."""
@@ -109,20 +133,23 @@ class StepTimeEstimator:
 
     def _fit(self, x: tuple[float, ...], seconds: float, *, fitted_s: float) -> None:
         p, w = self._covariance, self._weights
+        is_credulous = self.num_observed < _NUM_CREDULOUS
+        # The first fits say little, and the first steps touch memory for the first time.
+        unit_s = seconds if is_credulous else max(fitted_s, _SHORTEST_S)
+        x = tuple(value / unit_s for value in x)
         px = [sum(p[i][j] * x[j] for j in range(4)) for i in range(4)]
         gain_below = _FORGETTING + sum(x[i] * px[i] for i in range(4))
-        surprise = seconds - sum(w[i] * x[i] for i in range(4))
-        if self.num_observed >= _NUM_CREDULOUS:
-            bound_s = _LARGEST_SURPRISE * max(fitted_s, 1e-6)
-            surprise = min(bound_s, max(-bound_s, surprise))
+        surprise = seconds / unit_s - sum(w[i] * x[i] for i in range(4))
+        if not is_credulous:
+            surprise = min(_LARGEST_SURPRISE, max(-_LARGEST_SURPRISE, surprise))
         for i in range(4):
             w[i] += px[i] / gain_below * surprise
         for i in range(4):
             for j in range(4):
                 p[i][j] = (p[i][j] - px[i] * px[j] / gain_below) / _FORGETTING
         for i in range(4):
-            if p[i][i] > _MAX_VARIANCE:
-                shrink = (_MAX_VARIANCE / p[i][i]) ** 0.5
+            if p[i][i] > self._most_variance:
+                shrink = (self._most_variance / p[i][i]) ** 0.5
                 for j in range(4):
                     p[i][j] *= shrink
                     p[j][i] *= shrink

@@ -33,6 +33,7 @@ class StepRecord:
             "decoding": shape.num_decoding,
             "context": shape.num_context_tokens,
             "sequences": shape.num_sequences,
+            "pairs": shape.num_prefill_pairs,
         }
         self._lines.append(json.dumps(line))
         if len(self._lines) >= _FLUSH_EVERY:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from deepseek.scheduling.batching.lateness import Pace, split_late
 from tests.scheduling.batching.queue import Queued
 
-A_TOKEN_A_SECOND = Pace(chunk=1, step_s=0.0, per_token_s=1.0, place_s=0.0)
+A_TOKEN_A_SECOND = Pace(chunk=1, step_s=0.0, per_token_s=1.0, per_pair_s=0.0, place_s=0.0)
 MANY = 100
 
 
@@ -53,14 +53,21 @@ def test_the_longest_prompt_gives_way_to_several_short_ones() -> None:
 
 
 def test_every_step_that_prompts_are_cut_into_takes_its_own_time() -> None:
-    pace = Pace(chunk=10, step_s=5.0, per_token_s=1.0, place_s=0.0)
+    pace = Pace(chunk=10, step_s=5.0, per_token_s=1.0, per_pair_s=0.0, place_s=0.0)
     for due_s, num_in_time in ((29.0, 0), (31.0, 1)):  # two steps of 5 s and 20 tokens
         in_time, _ = split_late(queue_of((20, due_s)), pace, now_s=0.0, ahead=0, num_places=MANY)
         assert len(in_time) == num_in_time
 
 
+def test_a_long_prompt_takes_more_than_its_tokens() -> None:
+    pace = Pace(chunk=100, step_s=0.0, per_token_s=1.0, per_pair_s=0.1, place_s=0.0)
+    for due_s, num_in_time in ((39.0, 0), (41.0, 1)):  # 20 s, and 400 / 2 pairs of 0.1 s
+        in_time, _ = split_late(queue_of((20, due_s)), pace, now_s=0.0, ahead=0, num_places=MANY)
+        assert len(in_time) == num_in_time
+
+
 def test_who_finds_no_place_waits_until_somebody_has_ended() -> None:
-    pace = Pace(chunk=1, step_s=0.0, per_token_s=1.0, place_s=20.0)
+    pace = Pace(chunk=1, step_s=0.0, per_token_s=1.0, per_pair_s=0.0, place_s=20.0)
     queue = queue_of((1, 10.0), (1, 10.0), (1, 100.0))
     in_time, late = split_late(queue, pace, now_s=0.0, ahead=0, num_places=1)
     assert [r.due_s for r in in_time] == [10.0, 100.0]

@@ -16,6 +16,8 @@ class Pace:
     """What each step takes whatever it holds of prompts."""
     per_token_s: float
     """What one more token of a prompt adds."""
+    per_pair_s: float
+    """What one more pair of tokens adds that attend to each other."""
     place_s: float
     """Time in which a running request ends and makes place for another."""
 
@@ -31,6 +33,8 @@ def split_late(
     """
     # Written for speed: it looks at every request before every step.
     chunk, step_s, per_token_s = pace.chunk, pace.step_s, pace.per_token_s
+    half_pair_s = pace.per_pair_s / 2
+    ahead_s = ahead * per_token_s
     kept: dict[int, QueuedRequest] = {}  # by place in the queue
     late: list[QueuedRequest] = []
     # A heap of those kept; made when first somebody must give way.
@@ -41,21 +45,24 @@ def split_late(
         if len(kept) >= num_places:
             left_s -= (len(kept) + 1 - num_places) * pace.place_s
         reached = ahead + tokens
-        if -(-reached // chunk) * step_s + reached * per_token_s <= left_s:
+        own_s = tokens * (per_token_s + tokens * half_pair_s)
+        if -(-reached // chunk) * step_s + ahead_s + own_s <= left_s:
             if longest is not None:
                 heapq.heappush(longest, (-tokens, place))
             kept[place] = request
             ahead = reached
+            ahead_s += own_s
             continue
         if longest is None:
             longest = [(-r.num_pending, n) for n, r in kept.items()]
             heapq.heapify(longest)
         is_longest = not longest or tokens >= -longest[0][0]
-        if is_longest or -(-tokens // chunk) * step_s + tokens * per_token_s > left_s:
+        if is_longest or -(-tokens // chunk) * step_s + own_s > left_s:
             late.append(request)  # even if it were the next, in the second case
             continue
         minus_tokens, given_way = heapq.heapreplace(longest, (-tokens, place))
         late.append(kept.pop(given_way))
         kept[place] = request
         ahead = reached + minus_tokens
+        ahead_s += own_s + minus_tokens * (per_token_s - minus_tokens * half_pair_s)
     return list(kept.values()), late

@@ -32,7 +32,11 @@ from deepseek.scheduling.batching.base import (
 from deepseek.scheduling.batching.greedy import GreedyPolicy
 from deepseek.scheduling.batching.lateness import Pace, split_late
 from deepseek.scheduling.batching.load_control import LoadControl, Mode
-from deepseek.scheduling.batching.step_time import MIN_CHUNK_TOKENS, decoding_and_context
+from deepseek.scheduling.batching.step_time import (
+    MIN_CHUNK_TOKENS,
+    decoding_and_context,
+    prefill_depth,
+)
 
 _TIMER_S = 0.002
 """A wait may end so much late."""
@@ -89,7 +93,12 @@ class SlackPolicy(GreedyPolicy):
             self._limits.max_tokens,
             sum(r.num_pending for r in waiting) + sum(r.num_pending for r in running) - decoding,
         )
-        step_s = self._predict_safe(prefill=prefill, decoding=decoding, context=context + prefill)
+        step_s = self._predict_safe(
+            prefill=prefill,
+            decoding=decoding,
+            context=context + prefill,
+            depth=prefill_depth(running, waiting, most=self._limits.max_tokens),
+        )
         least_due_s = min(
             min((r.due_s for r in running if r.id not in self._lost), default=math.inf),
             min((r.due_s for r in waiting), default=math.inf),
@@ -125,7 +134,8 @@ class SlackPolicy(GreedyPolicy):
         if order and math.isinf(max_step_s) and not decoding and math.isfinite(order[0].due_s):
             # Nobody decodes: the first answer due bounds how much is done together with it.
             first_s = (order[0].due_s - now_s) / (1 + self._control.margin)
-            own_s = self._predict(prefill=order[0].num_pending, decoding=0, context=0)
+            prompt = order[0].num_pending
+            own_s = self._predict(prefill=prompt, decoding=0, context=0, depth=prompt / 2)
             limit_s = min(limit_s, max(first_s, own_s))
         return StepPlan(
             max_tokens=self._budget(demand, limit_s=limit_s / self._control.derating),
@@ -166,7 +176,11 @@ class SlackPolicy(GreedyPolicy):
             return queue, []
         room = max(1, self._limits.max_tokens - decoding)
         chunk = self._estimator.largest_prefill(
-            limit_s, decoding=decoding, context=context, most=room
+            limit_s,
+            decoding=decoding,
+            context=context,
+            most=room,
+            depth=prefill_depth(demand.running, queue, most=room),
         )
         full_s = self._predict(prefill=chunk, decoding=decoding, context=context + chunk)
         alone_s = self._predict(prefill=0, decoding=decoding, context=context)
@@ -179,6 +193,7 @@ class SlackPolicy(GreedyPolicy):
                 chunk=chunk,
                 step_s=reserve * alone_s,
                 per_token_s=reserve * max(0.0, full_s - alone_s) / chunk,
+                per_pair_s=reserve * self._estimator.per_pair_s * self._control.derating,
                 place_s=self._control.place_s,
             ),
             now_s=demand.now_s,
@@ -239,15 +254,24 @@ class SlackPolicy(GreedyPolicy):
         prefill = sum(r.num_pending for r in demand.waiting)
         if prefill >= self._limits.max_tokens:
             return False
-        step_s = self._predict(prefill=prefill, decoding=decoding, context=context)
+        step_s = self._predict(
+            prefill=prefill,
+            decoding=decoding,
+            context=context,
+            depth=prefill_depth(demand.running, demand.waiting, most=self._limits.max_tokens),
+        )
         return self._estimator.fixed_s >= _LEAST_SAVING * step_s
 
     # predictions
 
-    def _predict(self, *, prefill: int, decoding: int, context: int) -> float:
-        expected_s = self._estimator.predict(prefill=prefill, decoding=decoding, context=context)
+    def _predict(self, *, prefill: int, decoding: int, context: int, depth: float = 0.0) -> float:
+        expected_s = self._estimator.predict(
+            prefill=prefill, decoding=decoding, context=context, depth=depth
+        )
         return expected_s * self._control.derating
 
-    def _predict_safe(self, *, prefill: int, decoding: int, context: int) -> float:
-        safe_s = self._estimator.predict_safe(prefill=prefill, decoding=decoding, context=context)
+    def _predict_safe(self, *, prefill: int, decoding: int, context: int, depth: float) -> float:
+        safe_s = self._estimator.predict_safe(
+            prefill=prefill, decoding=decoding, context=context, depth=depth
+        )
         return safe_s * self._control.derating * (1 + self._control.margin)

@@ -8,11 +8,13 @@ of the others; what some do not use goes to whoever has work; being idle earns n
 
 Critical models with a reservation queue apart and go ahead of all others. Together they keep a
 credit, the time they were given beyond their reservations since they began to have work, and
-another model steps only where that credit pays for the step: so every window of a second, not only
-the long run, holds their share, less the credit's range: two steps of the others, where all steps
-are within `max_step_s`. The others get what is left, less a small headroom, as soon as it has been
-left; what they had no work for is not paid out later, beyond the one step that lets them begin at
-once.
+another model steps only while there is credit; its step may take more, which is paid back before
+the next one. So every window of a second, not only the long run, holds their share, less the
+credit's range: a step of the others, and what one of their own earns. (To wait until the credit pays
+for the expected step instead lets it pile up where that is less than expected, and be spent at once:
+the worst second then had 2 % less.) The others get what is left, less a small headroom, as soon as
+it has been left; what they had no work for is not paid out later, beyond the one step that lets them
+begin at once.
 
 Time is the sum of what has been charged: the device does nothing else.
 """
@@ -40,8 +42,8 @@ _IDLE_FACTOR = 3.0
 """How much longer steps may be while no model with a reservation has work. They cannot break a
 share then, only delay the first step of one that wakes; and short steps of an encoder cost it
 much of its throughput."""
-_UNBOUNDED_STEP_S = 0.1
-"""What a step is taken for where nothing is known of it and nothing bounds it."""
+_CREDIT_TO_BEGIN_S = 1e-4
+"""Pays for one step of a model that begins to have work."""
 
 
 class FairShare:
@@ -70,9 +72,8 @@ class FairShare:
             return self._others.pick()
         if not others:
             return self._first.pick()
-        steps_s = {c.model: c.step_s or self._step_bound_s for c in others}
-        pays = self._credit_s >= self._kept * steps_s[self._others.next()]
-        return self._others.pick() if pays else self._first.pick()
+        # Not at zero: where they have just begun to have work, critical models go first.
+        return self._others.pick() if self._credit_s > 0 else self._first.pick()
 
     def charge(self, model: str, seconds: float) -> None:
         """Advance a model's virtual time, and the critical models' credit."""
@@ -109,17 +110,12 @@ class FairShare:
         self._kept = _kept(self._first.ready_weight)
         self._qos = dict(models)
 
-    @property
-    def _step_bound_s(self) -> float:
-        return self._max_step_s if math.isfinite(self._max_step_s) else _UNBOUNDED_STEP_S
-
     def _note_ready(self, first: Sequence[Contender], others: Sequence[Contender]) -> None:
         self._ready = {contender.model for contender in (*first, *others)}
         if not self._first.has_ready:
             self._credit_s = 0.0
         if others and not self._others.has_ready:
-            longest_s = max(c.step_s or self._step_bound_s for c in others)
-            self._credit_s = min(self._credit_s, self._kept * longest_s)
+            self._credit_s = min(self._credit_s, _CREDIT_TO_BEGIN_S)
         self._first.note_ready({c.model for c in first})
         self._others.note_ready({c.model for c in others})
         self._kept = _kept(self._first.ready_weight)

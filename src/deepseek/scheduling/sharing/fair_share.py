@@ -10,11 +10,11 @@ Critical models with a reservation queue apart and go ahead of all others. Toget
 credit, the time they were given beyond their reservations since they began to have work, and
 another model steps only while there is credit; its step may take more, which is paid back before
 the next one. So every window of a second, not only the long run, holds their share, less the
-credit's range: a step of the others, and what one of their own earns. (To wait until the credit pays
-for the expected step instead lets it pile up where that is less than expected, and be spent at once:
-the worst second then had 2 % less.) The others get what is left, less a small headroom, as soon as
-it has been left; what they had no work for is not paid out later, beyond the one step that lets them
-begin at once.
+credit's range: a step of the others, and what one of their own earns. (Waiting until the credit
+pays for the expected step lets it pile up where the step takes less, and be spent at once: the
+worst second then had 4 % less.) The others get what is left, less a small headroom, as soon as
+it has been left; what they had no work for is not paid out later, beyond the one step that lets
+them begin at once.
 
 Time is the sum of what has been charged: the device does nothing else.
 """
@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.qos import Priority, QoS
-from deepseek.scheduling.sharing.base import Contender
 from deepseek.scheduling.sharing.fair_queue import FairQueue
 
 _PRIORITY_FACTOR = {
@@ -63,10 +62,10 @@ class FairShare:
         self._ready: set[str] = set()
         self.reconfigure(models)
 
-    def pick(self, ready: Sequence[Contender]) -> str:
+    def pick(self, ready: Sequence[str]) -> str:
         """Return the model with the least virtual time, a critical one first inside its part."""
-        first = [c for c in ready if c.model in self._first]
-        others = [c for c in ready if c.model not in self._first]
+        first = [model for model in ready if model in self._first]
+        others = [model for model in ready if model not in self._first]
         self._note_ready(first, others)
         if not first:
             return self._others.pick()
@@ -110,14 +109,14 @@ class FairShare:
         self._kept = _kept(self._first.ready_weight)
         self._qos = dict(models)
 
-    def _note_ready(self, first: Sequence[Contender], others: Sequence[Contender]) -> None:
-        self._ready = {contender.model for contender in (*first, *others)}
+    def _note_ready(self, first: Sequence[str], others: Sequence[str]) -> None:
+        self._ready = {*first, *others}
         if not self._first.has_ready:
             self._credit_s = 0.0
         if others and not self._others.has_ready:
             self._credit_s = min(self._credit_s, _CREDIT_TO_BEGIN_S)
-        self._first.note_ready({c.model for c in first})
-        self._others.note_ready({c.model for c in others})
+        self._first.note_ready(set(first))
+        self._others.note_ready(set(others))
         self._kept = _kept(self._first.ready_weight)
 
 

@@ -24,7 +24,7 @@ OTHERS = ("assistant", "embed", "classify")
 MODELS = (CRITICAL, *OTHERS)
 PROMISED = 0.9
 """Part of the device time that the critical model shall have, whatever the others do."""
-RESERVED = 0.93
+RESERVED = 0.9
 """What is reserved for that: steps of others come whole, so that the worst of all seconds has some
 hundredths less than what is reserved."""
 

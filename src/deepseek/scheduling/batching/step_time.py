@@ -155,27 +155,40 @@ class StepTimeEstimator:
         return max(0.0, w[0]) + sum(part for part in parts if part > 0)
 
     def _fit(self, x: tuple[float, ...], seconds: float, *, fitted_s: float) -> None:
-        p, w = self._covariance, self._weights
+        # Written out: the loop between two steps waits for it.
+        rows = self._covariance
         is_credulous = self.num_observed < _NUM_CREDULOUS
         # The first fits say little, and the first steps touch memory for the first time.
         unit_s = seconds if is_credulous else max(fitted_s, _SHORTEST_S)
-        x = tuple(value / unit_s for value in x)
-        px = [sum(p[i][j] * x[j] for j in range(_NUM_FEATURES)) for i in range(_NUM_FEATURES)]
-        gain_below = _FORGETTING + sum(x[i] * px[i] for i in range(_NUM_FEATURES))
-        surprise = seconds / unit_s - sum(w[i] * x[i] for i in range(_NUM_FEATURES))
+        x0, x1, x2, x3, x4 = (value / unit_s for value in x)
+        w0, w1, w2, w3, w4 = self._weights
+        px = [a * x0 + b * x1 + c * x2 + d * x3 + e * x4 for a, b, c, d, e in rows]
+        p0, p1, p2, p3, p4 = px
+        below = _FORGETTING + p0 * x0 + p1 * x1 + p2 * x2 + p3 * x3 + p4 * x4
+        surprise = seconds / unit_s - (w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3 + w4 * x4)
         if not is_credulous:
             surprise = min(_LARGEST_SURPRISE, max(-_LARGEST_SURPRISE, surprise))
-        for i in range(_NUM_FEATURES):
-            w[i] += px[i] / gain_below * surprise
-        for i in range(_NUM_FEATURES):
-            for j in range(_NUM_FEATURES):
-                p[i][j] = (p[i][j] - px[i] * px[j] / gain_below) / _FORGETTING
-        for i in range(_NUM_FEATURES):
-            if p[i][i] > self._most_variance:
-                shrink = (self._most_variance / p[i][i]) ** 0.5
+        gain = surprise / below
+        self._weights = [w0 + p0 * gain, w1 + p1 * gain, w2 + p2 * gain, w3 + p3 * gain,
+                         w4 + p4 * gain]  # fmt: skip
+        kept = 1.0 / _FORGETTING
+        self._covariance = []
+        for (a, b, c, d, e), p in zip(rows, px, strict=True):
+            part = p / below
+            self._covariance.append(
+                [(a - p0 * part) * kept, (b - p1 * part) * kept, (c - p2 * part) * kept,
+                 (d - p3 * part) * kept, (e - p4 * part) * kept]
+            )  # fmt: skip
+        self._bound_variances()
+
+    def _bound_variances(self) -> None:
+        rows = self._covariance
+        for i, row in enumerate(rows):
+            if row[i] > self._most_variance:
+                shrink = (self._most_variance / row[i]) ** 0.5
                 for j in range(_NUM_FEATURES):
-                    p[i][j] *= shrink
-                    p[j][i] *= shrink
+                    row[j] *= shrink
+                    rows[j][i] *= shrink
 
 
 def decoding_and_context(running: Iterable[QueuedRequest]) -> tuple[int, int]:

@@ -126,8 +126,10 @@ class StepLoop:
         seconds = ended_s - started_s
         self._charge(model, seconds)
         model.account(result, seconds=seconds, now_s=ended_s)
-        if self._record is not None and result.report is not None:
-            self._record.add(name, result.report.shape, started_s=started_s, seconds=seconds)
+        if self._record is not None:
+            # Without a report it only read what a step before it had begun.
+            shape = NOTHING if result.report is None else result.report.shape
+            self._record.add(name, shape, started_s=started_s, seconds=seconds)
         self._give_out(result)
 
     def _settle_before(self, model: HostedModel) -> None:

@@ -20,8 +20,7 @@ def sliced(processes: Sequence[psutil.Process], *, cores: float) -> Iterator[Non
     """Let each process have `cores` of the machine's time at most."""
     made: list[Path] = []
     try:
-        for process in processes:
-            made.append(_group_of(process, quota_us=int(cores * _PERIOD_US)))
+        made.extend(_group_of(p, quota_us=int(cores * _PERIOD_US)) for p in processes)
         yield
     finally:
         for group in made:

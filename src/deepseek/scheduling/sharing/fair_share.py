@@ -45,9 +45,6 @@ _IDLE_PART = 0.1
 """Part of the promised time to the first token that such a step may take, where that is longer."""
 _CREDIT_TO_BEGIN_S = 1e-4
 """Pays for one step of a model that begins to have work."""
-_MOST_STEPS_OWED = 2.0
-"""Longest steps of the others that credit pays for in a row. Bounded steps of critical models earn
-one at most; a stall (a kernel that is compiled) would earn many, and break the next second."""
 
 
 class FairShare:
@@ -87,8 +84,7 @@ class FairShare:
             earned_s = seconds
         else:
             self._others.charge(model, seconds)
-        credit_s = self._credit_s + earned_s - self._kept * seconds
-        self._credit_s = min(credit_s, _MOST_STEPS_OWED * self._max_step_s)
+        self._credit_s += earned_s - self._kept * seconds
 
     def max_step_s(self, model: str) -> float:
         """Return the bound where another model has a reservation that a long step would break.

@@ -2,10 +2,10 @@
 
     python benchmarks/coldstart_gpu.py [--out DIR]
 
-The Llama-3-8B shape with random weights in bfloat16 (16 GB). Its weights wait in pinned host memory;
-the worker's process, its device context and the model's graphs are there. Prints a table and writes
-`coldstart_gpu.json`. Beside it, for orientation, what vLLM 0.24 needs for the same shape to start
-(20 s of imports, 76 s of start-up) and to leave its sleep mode (0.1 to 6 s): published figures.
+The Llama-3-8B shape with random weights in bfloat16 (16 GB). Its weights wait in pinned host
+memory; the worker's process, its device context and the model's graphs are there. Prints a table
+and writes `coldstart_gpu.json`. Beside it, for orientation, what vLLM 0.24 needs for the same shape
+to start (20 s of imports, 76 s of start-up) and to leave its sleep mode (0.1 to 6 s): published.
 """
 
 import argparse
@@ -39,8 +39,6 @@ class Wake:
     freed_bytes: int
     queued_s: float
     """Until memory was there and the copy queued."""
-    copied_s: float
-    """Until the copy had ended; 0 where nobody waited for it."""
     first_token_s: float
 
 
@@ -67,12 +65,10 @@ def _measure(session: Session, *, load_s: float) -> Iterator[Row]:
     session.first_token(input_tokens=_PROMPT_TOKENS)
     warm = [session.first_token(input_tokens=_PROMPT_TOKENS) for _ in range(_ROUNDS)]
     decode_before = statistics.median(session.stream(input_tokens=64, output_tokens=32))
-    waited = [_wake(session, engine, is_waited_for=True) for _ in range(_ROUNDS)][1:]
-    served = [_wake(session, engine, is_waited_for=False) for _ in range(_ROUNDS)][1:]
+    served = [_wake(session, engine) for _ in range(_ROUNDS)][1:]
+    copy_s = statistics.median(_copy_s(engine) for _ in range(_ROUNDS))
     decode_after = statistics.median(session.stream(input_tokens=64, output_tokens=32))
-    weights = torch.cuda.mem_get_info()
     num_bytes = sum(p.freed_bytes for p in served) / len(served) - _KV_BYTES
-    copy_s = statistics.median(w.copied_s - w.queued_s for w in waited)
     first = sorted(w.first_token_s for w in served)
     yield fact("load, profile of addresses, pinning, graphs: once (s)", load_s)
     yield fact("weights (GB)", num_bytes / 1e9)
@@ -85,10 +81,18 @@ def _measure(session: Session, *, load_s: float) -> Iterator[Row]:
     yield fact("leaving the device (s)", _median(served, "park_s"))
     yield fact("decode step before and after (ms)", f"{1e3 * decode_before:.3f}, "
                f"{1e3 * decode_after:.3f}")  # fmt: skip
-    yield fact("memory free at the end (GB)", weights[0] / 1e9)
 
 
-def _wake(session: Session, engine: DecoderEngine, *, is_waited_for: bool) -> Wake:
+def _copy_s(engine: DecoderEngine) -> float:
+    """Return the time of the copy alone: to a model that is there already, memory and all."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    engine.wake()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _wake(session: Session, engine: DecoderEngine) -> Wake:
     before = torch.cuda.mem_get_info()[0]
     started = time.perf_counter()
     engine.park()
@@ -98,10 +102,6 @@ def _wake(session: Session, engine: DecoderEngine, *, is_waited_for: bool) -> Wa
     started = time.perf_counter()
     engine.wake()
     queued_s = time.perf_counter() - started
-    copied_s = 0.0
-    if is_waited_for:
-        torch.cuda.synchronize()
-        copied_s = time.perf_counter() - started
     engine.add(request)
     while not any(isinstance(output, TokenDelta) for output in engine.step()):
         pass
@@ -111,7 +111,6 @@ def _wake(session: Session, engine: DecoderEngine, *, is_waited_for: bool) -> Wa
         park_s=park_s,
         freed_bytes=freed,
         queued_s=queued_s,
-        copied_s=copied_s,
         first_token_s=first_token_s,
     )
 

@@ -63,7 +63,9 @@ class ModelState:
 
     def bytes_in(self, tier: Tier) -> int:
         """Return what a copy in this tier takes."""
-        return {Tier.DISK: 0, Tier.HOST: self.host_bytes, Tier.DEVICE: self.device_bytes}[tier]
+        if tier is Tier.DISK:
+            return 0
+        return self.host_bytes if tier is Tier.HOST else self.device_bytes
 
     def load_s(self, tier: Tier) -> float:
         """Return what loading it into this tier takes, were it not there."""

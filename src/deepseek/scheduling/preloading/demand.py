@@ -58,9 +58,9 @@ class Timing:
 
     def observe(self, model: str, *, now_s: float) -> None:
         """Count the gap that has ended."""
-        histogram = self._histograms.setdefault(model, ArrivalHistogram())
         if model in self._last_s:
-            histogram.add(now_s - self._last_s[model])
+            self._histograms[model].add(now_s - self._last_s[model])
+        self._know(model, now_s)
         self._last_s[model] = now_s
 
     def probability(self, model: str, *, now_s: float) -> float:
@@ -68,9 +68,10 @@ class Timing:
 
         One that never was is taken to have been when it was first looked at.
         """
-        histogram = self._histograms.setdefault(model, ArrivalHistogram())
-        elapsed_s = now_s - self._last_s.setdefault(model, now_s)
-        return histogram.probability(elapsed_s=elapsed_s, horizon_s=self._horizon_s)
+        self._know(model, now_s)
+        return self._histograms[model].probability(
+            elapsed_s=now_s - self._last_s[model], horizon_s=self._horizon_s
+        )
 
     def shares(self, models: Iterable[str], *, now_s: float) -> dict[str, float]:
         """Return the shares of these models; they sum to 1.
@@ -84,6 +85,11 @@ class Timing:
             model: (1.0 - _UNFORESEEN) * share + _UNFORESEEN * even
             for model, share in _shares(rates).items()
         }
+
+    def _know(self, model: str, now_s: float) -> None:
+        if model not in self._histograms:
+            self._histograms[model] = ArrivalHistogram()
+            self._last_s[model] = now_s
 
 
 class Demand:

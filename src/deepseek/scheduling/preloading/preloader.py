@@ -154,10 +154,11 @@ class RankedPreloader:
         for tier in _NEAREST_FIRST:
             if tier not in residency.budgets:
                 continue
+            wanted = [model for model in residency.models if _is_preloadable(model, tier)]
+            if not wanted:
+                continue
             worth = {m.name: ranking.worth(m, tier, now_s=now_s) for m in residency.models}
-            for model in sorted(residency.models, key=lambda m: (not m.is_pinned, -worth[m.name])):
-                if not _is_preloadable(model, tier):
-                    continue
+            for model in sorted(wanted, key=lambda m: (not m.is_pinned, -worth[m.name])):
                 victims = self._exchanged(residency, model, tier, worth)
                 if victims is None:
                     continue

@@ -52,7 +52,7 @@ class RetryEstimate:
         self._weight = self._waited_s = 0.0
 
     def observe_room(self, *, seconds: float) -> None:
-        """Learn how long a load waited for room until requests of other models had ended."""
+        """Learn how long a load that found no room waited for requests of other models to end."""
         self._weight = self._kept * self._weight + 1.0
         self._waited_s = self._kept * self._waited_s + seconds
 
@@ -66,13 +66,21 @@ class RetryEstimate:
         if Tier.DEVICE in wanted.held:
             return 0.0
         total_s = _ahead_s(residency, wanted) + _own_s(residency, wanted)
-        if self._weight and not _has_room(residency, wanted):
+        if self._weight and not has_room(residency, wanted):
             total_s += self._waited_s / self._weight
         return total_s
 
     def retry_after_s(self, residency: Residency, model: str) -> int:
         """Return it as `Retry-After` says it: whole seconds, 1 at least."""
         return max(_LEAST_S, math.ceil(self.seconds(residency, model)))
+
+
+def has_room(residency: Residency, wanted: ModelState) -> bool:
+    """Say whether the device could take a model now: nothing in use would have to go."""
+    if residency.in_flight is not None and residency.in_flight.model == wanted.name:
+        return True
+    evictable = sum(m.device_bytes for m in residency.models if m.is_evictable(Tier.DEVICE))
+    return wanted.device_bytes <= residency.free_bytes(Tier.DEVICE) + evictable
 
 
 def _ahead_s(residency: Residency, wanted: ModelState) -> float:
@@ -96,10 +104,3 @@ def _own_s(residency: Residency, wanted: ModelState) -> float:
         return wanted.load_s(Tier.DEVICE)
     done_s = residency.in_flight_part * wanted.load_s(load.tier)
     return wanted.load_s(Tier.DEVICE) - done_s
-
-
-def _has_room(residency: Residency, wanted: ModelState) -> bool:
-    if residency.in_flight is not None and residency.in_flight.model == wanted.name:
-        return True
-    evictable = sum(m.device_bytes for m in residency.models if m.is_evictable(Tier.DEVICE))
-    return wanted.device_bytes <= residency.free_bytes(Tier.DEVICE) + evictable

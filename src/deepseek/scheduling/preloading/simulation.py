@@ -24,7 +24,7 @@ from deepseek.scheduling.preloading.base import (
     Tier,
 )
 from deepseek.scheduling.preloading.promises import check_action
-from deepseek.scheduling.preloading.retry import RetryEstimate
+from deepseek.scheduling.preloading.retry import RetryEstimate, has_room
 from deepseek.scheduling.preloading.simulated_loader import MovedBytes, SimulatedLoader
 
 _MAX_ACTIONS = 1000
@@ -119,6 +119,7 @@ class _Tiers:
         self._loader = SimulatedLoader(preload_speed=setup.preload_speed)
         self._outcomes: list[RequestOutcome | None] = [None] * len(arrivals)
         self._told: dict[int, float] = {}
+        self._no_room_since_s: dict[str, float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._orders = itertools.count()
         self._num_running = 0
@@ -154,7 +155,10 @@ class _Tiers:
             self._serve(index, is_hit=True)
             self._describe(model)
             return
-        self._told[index] = self._retry.seconds(self._residency(), model)
+        residency = self._residency()
+        self._told[index] = self._retry.seconds(residency, model)
+        if not has_room(residency, self._states[model]):
+            self._no_room_since_s.setdefault(model, self._now_s)
         self._requests[model].waiting.append(index)
         self._describe(model)
         load = self._loader.load
@@ -217,9 +221,8 @@ class _Tiers:
         match action:
             case Load():
                 self._await_load(self._loader.begin(action, state, self._now_s))
-                waiting = self._requests[action.model].waiting
-                if waiting:
-                    since_s = self._arrivals[waiting[0]].at_s
+                if action.model in self._no_room_since_s:
+                    since_s = self._no_room_since_s.pop(action.model)
                     self._retry.observe_room(seconds=self._now_s - since_s)
             case Evict():
                 self._states[action.model] = replace(state, held=state.held - {action.tier})

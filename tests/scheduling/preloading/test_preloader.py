@@ -71,7 +71,7 @@ def test_a_small_model_does_not_displace_a_large_one_that_is_worth_more_in_all()
 
 def test_a_large_model_displaces_several_only_if_worth_more_than_each() -> None:
     residency = tiers(model("a", held=BOTH), model("b", held=BOTH), model("large", 20), device=20)
-    assert steps(residency, a=1.0, b=3.0, large=2.5) == []
+    assert steps(residency, a=0.1, b=3.0, large=2.5) == []
     assert steps(residency, a=1.0, b=1.5, large=2.5) == [
         "evict a device",
         "evict b device",

@@ -28,7 +28,14 @@ from deepseek.engine.runner import PendingStep, Runner
 from deepseek.engine.sampling import describe, history
 from deepseek.engine.sequence import Sequence
 from deepseek.engine.speculation import Speculation
-from deepseek.scheduling.batching.base import NOTHING, Demand, StepLimits, StepPlan, StepShape
+from deepseek.scheduling.batching.base import (
+    NOTHING,
+    Demand,
+    StepLimits,
+    StepPlan,
+    StepShape,
+    prompt_pairs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +230,7 @@ class DecoderEngine:
                 return None
             return StepReport(shape=NOTHING, found_no_memory=True)
         now_s = time.monotonic()
-        num_prefill = num_decoding = num_context = 0
+        num_prefill = num_decoding = num_context = num_pairs = 0
         waits: list[float] = []
         for part in started.parts:
             sequence = part.sequence
@@ -233,6 +240,7 @@ class DecoderEngine:
                 num_decoding += 1
             else:
                 num_prefill += part.num_rows
+                num_pairs += prompt_pairs(part.num_rows, start=part.start)
             if not sequence.has_begun:
                 sequence.has_begun = True
                 waits.append(now_s - sequence.arrived_s)
@@ -241,6 +249,7 @@ class DecoderEngine:
             num_decoding=num_decoding,
             num_context_tokens=num_context,
             num_sequences=len(started.parts),
+            num_prefill_pairs=num_pairs,
         )
         return StepReport(shape=shape, waits_s=tuple(waits))
 

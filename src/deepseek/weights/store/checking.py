@@ -13,7 +13,7 @@ from deepseek.core.errors import CorruptWeights
 from deepseek.weights.progress import Progress
 from deepseek.weights.store.chunk_store import ChunkStore
 from deepseek.weights.store.cutting import MAX_CHUNK_BYTES
-from deepseek.weights.store.manifest import Manifest, image_of, read_manifest, store_of
+from deepseek.weights.store.manifest import ChunkEntry, Manifest, image_of, read_manifest, store_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Fault:
 def require_chunks(manifest: Manifest, directory: Path) -> None:
     """Raise `CorruptWeights` where a model's chunks are missing or cut off; reads no content."""
     store = ChunkStore(store_of(manifest, directory))
-    with store.opened(chunk.digest for chunk in manifest.chunks):
+    with store.opened(manifest.sizes):
         pass
 
 
@@ -56,23 +56,23 @@ class StoreChecker:
         for place, entry in zip(image.chunks, manifest.chunks, strict=True):
             key = (store.root, entry.digest)
             if key not in self._results:
-                self._results[key] = self._look_at(store, entry.digest)
+                self._results[key] = self._look_at(store, entry)
             self._progress.advance(entry.num_bytes)
             problem = self._results[key]
             if problem is not None:
                 tensors = tuple(image.tensors_in(place))
                 yield Fault(model=name, tensors=tensors, message=f"chunk {place.index}: {problem}")
 
-    def _look_at(self, store: ChunkStore, digest: str) -> str | None:
+    def _look_at(self, store: ChunkStore, chunk: ChunkEntry) -> str | None:
         """Return what is wrong with a chunk, None where nothing is."""
+        stored = self._buffer[: chunk.num_bytes]
         try:
-            with store.opened([digest]) as chunks:
-                stored = self._buffer[: chunks.location(digest).num_bytes]
-                chunks.read(digest, stored)
-                if blake3(stored).hexdigest() != digest:
-                    return f"{chunks.where(digest)} is damaged: its digest differs"
+            with store.opened([(chunk.digest, chunk.num_bytes)]) as chunks:
+                chunks.read(chunk.digest, stored)
+                if blake3(stored).hexdigest() != chunk.digest:
+                    return f"{chunks.where(chunk.digest)} is damaged: its digest differs"
         except CorruptWeights as error:
             return error.message
         except OSError as error:  # a bad block: the disk itself says so
-            return f"chunk {digest[:16]} cannot be read ({error})"
+            return f"chunk {chunk.digest[:16]} cannot be read ({error})"
         return None

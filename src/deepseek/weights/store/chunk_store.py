@@ -37,7 +37,7 @@ class ChunkStore:
     @property
     def exists(self) -> bool:
         """Whether anything was ever imported."""
-        return (self.root / "index.sqlite").exists()
+        return self.index.exists
 
     def pack_path(self, number: int) -> Path:
         """Return a pack's file."""
@@ -87,15 +87,15 @@ class ChunkStore:
             yield packs
 
     @contextmanager
-    def opened(self, digests: Iterable[str]) -> Iterator["OpenChunks"]:
-        """Yield these chunks, readable until the block ends whatever is collected meanwhile.
+    def opened(self, sizes: Iterable[tuple[str, int]]) -> Iterator["OpenChunks"]:
+        """Yield chunks, given by digest and length, readable whatever is collected meanwhile.
 
-        Raises `CorruptWeights` where one is missing or lies beyond its pack's end.
+        Raises `CorruptWeights` where one is missing, of another length or beyond its pack's end.
         """
-        wanted = list(digests)
+        wanted = list(sizes)
         with ExitStack() as stack:
             for attempt in range(_LOOK_UPS):
-                located = self._locate_all(wanted)
+                located = self._locate_all([digest for digest, _ in wanted])
                 try:
                     files = {
                         number: stack.enter_context(self._open_pack(number))
@@ -108,10 +108,12 @@ class ChunkStore:
                             f"{error.filename} is missing from the chunk store; import the models "
                             "again"
                         ) from error
-            yield OpenChunks(self, located, files)
+            chunks = OpenChunks(self, located, files)
+            chunks.require_lengths(wanted)
+            yield chunks
 
     def _locate_all(self, digests: list[str]) -> dict[str, Location]:
-        located = self.index.locate(digests) if digests and self.exists else {}
+        located = self.index.locate(digests) if self.exists else {}
         missing = [digest for digest in digests if digest not in located]
         if missing:
             raise CorruptWeights(
@@ -149,9 +151,18 @@ class OpenChunks:
         self._store = store
         self._located = located
         self._files = files
-        ends = {number: os.fstat(file).st_size for number, file in files.items()}
-        for digest, at in located.items():
-            if at.end > ends[at.pack]:
+
+    def require_lengths(self, sizes: Iterable[tuple[str, int]]) -> None:
+        """Raise `CorruptWeights` where less can be read than these sizes say."""
+        ends = {number: os.fstat(file).st_size for number, file in self._files.items()}
+        for digest, num_bytes in sizes:
+            at = self._located[digest]
+            if at.num_bytes != num_bytes:
+                raise CorruptWeights(
+                    f"{self.where(digest)} has another length ({at.num_bytes}) than the manifest "
+                    f"says ({num_bytes}); import the model again"
+                )
+            if num_bytes and at.end > ends[at.pack]:
                 raise CorruptWeights(
                     f"{self.where(digest)} is cut off: the pack has only {ends[at.pack]:,} bytes; "
                     "import the models again"
@@ -210,7 +221,7 @@ class ChunkWriter:
         damaged bytes, and the damaged copy is replaced for all that use it.
         """
         digest = blake3(data).hexdigest()
-        if digest not in self._new and not self._has(digest):
+        if digest not in self._new and not self._has(digest, len(data)):
             with self._explaining():
                 self._new[digest] = self._packs.append(data)
         self._needed[position] = digest
@@ -222,6 +233,7 @@ class ChunkWriter:
         with self._explaining():
             self._packs.flush()
             self.store.index.record(self._new, journal=self._needed, import_key=import_key)
+            self._packs.let_go_if_full()
         self._new, self._needed = {}, {}
 
     def forget_journal(self) -> None:
@@ -230,12 +242,12 @@ class ChunkWriter:
             for import_key in self._import_keys:
                 self.store.index.forget_import(import_key)
 
-    def _has(self, digest: str) -> bool:
+    def _has(self, digest: str, num_bytes: int) -> bool:
         if not self.store.index.locate([digest]):
             return False
+        stored = self._buffer[:num_bytes]
         try:
-            with self.store.opened([digest]) as chunks:
-                stored = self._buffer[: chunks.location(digest).num_bytes]
+            with self.store.opened([(digest, num_bytes)]) as chunks:
                 chunks.read(digest, stored)
         except CorruptWeights:
             return False

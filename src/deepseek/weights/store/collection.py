@@ -83,6 +83,7 @@ def _settle(store: ChunkStore, pack: int, writer: PackWriter) -> None:
         return
     if chunks:
         store.index.move(_copied(chunks, file, writer))
+        writer.let_go_if_full()
     store.index.drop_pack(pack)
     file.unlink(missing_ok=True)
 

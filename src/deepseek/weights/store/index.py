@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepseek.core.errors import CorruptWeights
+from deepseek.core.errors import ConfigurationError, CorruptWeights
 
 _VERSION = 1
 _BUSY_TIMEOUT_S = 60.0
@@ -49,6 +49,14 @@ class Index:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+
+    @property
+    def exists(self) -> bool:
+        """Whether there are tables; a kill may have left a file without."""
+        if not self._file.exists():
+            return False
+        with self._for_reading() as connection:
+            return _version(connection) != 0
 
     def create(self) -> None:
         """Make the tables where there are none yet."""
@@ -149,9 +157,22 @@ class Index:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._connected("ro") as connection:
+        with self._for_reading() as connection:
             self._require_version(connection)
             yield connection
+
+    @contextmanager
+    def _for_reading(self) -> Iterator[sqlite3.Connection]:
+        # Not "ro": a transaction that a kill cut off is rolled back by who comes next. Where the
+        # file is write-protected SQLite opens it for reading by itself.
+        try:
+            with self._connected("rw") as connection:
+                yield connection
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self._file} cannot be read ({error.strerror}); if a program that wrote to the "
+                "store was killed, let `deepseek models gc` run as a user who may write to it"
+            ) from error
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

@@ -71,6 +71,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """BLAKE3 of the file with this field empty."""
 
     @property
+    def sizes(self) -> list[tuple[str, int]]:
+        """Digest and stored length of each chunk."""
+        return [(chunk.digest, chunk.num_bytes) for chunk in self.chunks]
+
+    @property
     def stored_bytes(self) -> int:
         """What the model's chunks take in packs, shared ones included."""
         return sum(chunk.num_bytes for chunk in self.chunks)

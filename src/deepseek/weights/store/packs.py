@@ -13,7 +13,7 @@ from deepseek.weights.store.cutting import PAGE_BYTES, aligned
 from deepseek.weights.store.index import Index, Location
 
 PACK_BYTES = 1 << 30
-"""A pack of this size takes no further chunk: what compaction copies at once stays small."""
+"""A pack of this size is full: what compaction copies at once stays small."""
 
 
 def pack_path(root: Path, number: int) -> Path:
@@ -46,10 +46,7 @@ class PackWriter:
         self._close()
 
     def append(self, data: memoryview) -> Location:
-        """Write a chunk and say where; it is safe only after `flush`."""
-        if self._file is not None and self._end >= self._pack_bytes:
-            self.flush()
-            self._close()
+        """Write a chunk and say where: safe once it was flushed and the index has it."""
         if self._file is None:
             self._file = self._open()
         start = aligned(self._end, PAGE_BYTES)
@@ -61,6 +58,14 @@ class PackWriter:
         """Wait until everything appended is on disk."""
         if self._file is not None:
             os.fdatasync(self._file)
+
+    def let_go_if_full(self) -> None:
+        """Go on with another pack if this one is full; the index has all that was appended.
+
+        Not earlier: whoever locks a pack writes over what the index does not know.
+        """
+        if self._end >= self._pack_bytes:
+            self._close()
 
     def _open(self) -> int:
         """Return the last unfilled pack that nobody writes to, else a new one."""

@@ -149,7 +149,7 @@ class ModelReader:
                 yield _finished(under_way)
 
     def _opened(self) -> AbstractContextManager[OpenChunks]:
-        return self._store.opened(chunk.digest for chunk in self.image.chunks)
+        return self._store.opened(self.manifest.sizes)
 
     def _runs(self, chunks: OpenChunks) -> Iterator[Run]:
         """Yield what lies in one piece both in a pack and in the image."""

@@ -151,10 +151,10 @@ class OpenChunks:
         self._store = store
         self._located = located
         self._files = files
+        self._stats = {number: os.fstat(file) for number, file in files.items()}
 
     def require_lengths(self, sizes: Iterable[tuple[str, int]]) -> None:
         """Raise `CorruptWeights` where less can be read than these sizes say."""
-        ends = {number: os.fstat(file).st_size for number, file in self._files.items()}
         for digest, num_bytes in sizes:
             at = self._located[digest]
             if at.num_bytes != num_bytes:
@@ -162,9 +162,10 @@ class OpenChunks:
                     f"{self.where(digest)} has another length ({at.num_bytes}) than the manifest "
                     f"says ({num_bytes}); import the model again"
                 )
-            if num_bytes and at.end > ends[at.pack]:
+            pack_bytes = self._stats[at.pack].st_size
+            if num_bytes and at.end > pack_bytes:
                 raise CorruptWeights(
-                    f"{self.where(digest)} is cut off: the pack has only {ends[at.pack]:,} bytes; "
+                    f"{self.where(digest)} is cut off: the pack has only {pack_bytes:,} bytes; "
                     "import the models again"
                 )
 
@@ -178,8 +179,9 @@ class OpenChunks:
 
     def copy_of(self, digest: str) -> ChunkCopy:
         """Return what tells this copy of a chunk from any other, of this or another store."""
-        stat = os.fstat(self.file(digest))
-        return stat.st_dev, stat.st_ino, self.location(digest).start, digest
+        at = self._located[digest]
+        stat = self._stats[at.pack]
+        return stat.st_dev, stat.st_ino, at.start, digest
 
     def where(self, digest: str) -> str:
         """Return a chunk's name and place for a message."""

@@ -132,22 +132,13 @@ class Image:
 
 
 def image_of(manifest: Manifest) -> Image:
-    """Return where everything stands; `ValueError` where the manifest contradicts itself."""
-    tag_bytes = TAG_BYTES if manifest.sealing else 0
-    sizes = [chunk.num_bytes - tag_bytes for chunk in manifest.chunks]
-    for index, (size, chunk) in enumerate(zip(sizes, manifest.chunks, strict=True)):
-        if size < 0 or chunk.num_bytes > MAX_CHUNK_BYTES or not _is_digest(chunk.digest):
-            raise ValueError(f"chunk {index} is impossible")
-    if manifest.sealing and not _is_digest(manifest.sealing.salt):
-        raise ValueError("the salt is not 32 bytes")
-    starts = [0, *accumulate(aligned(size, PAGE_BYTES) for size in sizes)]
-    chunks = tuple(
-        ChunkPlace(index=index, digest=entry.digest, start=starts[index], num_bytes=sizes[index])
-        for index, entry in enumerate(manifest.chunks)
-    )
-    by_position = sorted(manifest.tensors.items(), key=lambda item: (item[1].chunk, item[1].offset))
-    tensors = {name: _place(name, entry, chunks) for name, entry in by_position}
-    return Image(chunks=chunks, tensors=tensors, num_bytes=starts[-1])
+    """Return where everything stands; `CorruptWeights` where the manifest contradicts itself."""
+    try:
+        return _image_of(manifest)
+    except ValueError as error:
+        raise CorruptWeights(
+            f"the manifest of model {manifest.model!r} contradicts itself: {error}; {_AGAIN}"
+        ) from error
 
 
 def revision_of(manifest: Manifest) -> str:
@@ -181,7 +172,6 @@ def read_manifest(directory: Path) -> Manifest:
     file = directory / MANIFEST_FILE
     try:
         manifest = msgspec.json.decode(file.read_bytes(), type=Manifest)
-        image_of(manifest)
     except OSError as error:
         raise CorruptWeights(f"{file} cannot be read ({error.strerror})") from error
     except (ValueError, msgspec.DecodeError) as error:
@@ -212,6 +202,24 @@ def store_of(manifest: Manifest, directory: Path) -> Path:
 
 
 _AGAIN = "import the model again (deepseek models add NAME --path DIR --chunks)"
+
+
+def _image_of(manifest: Manifest) -> Image:
+    tag_bytes = TAG_BYTES if manifest.sealing else 0
+    sizes = [chunk.num_bytes - tag_bytes for chunk in manifest.chunks]
+    for index, (size, chunk) in enumerate(zip(sizes, manifest.chunks, strict=True)):
+        if size < 0 or chunk.num_bytes > MAX_CHUNK_BYTES or not _is_digest(chunk.digest):
+            raise ValueError(f"chunk {index} is impossible")
+    if manifest.sealing and not _is_digest(manifest.sealing.salt):
+        raise ValueError("the salt is not 32 bytes")
+    starts = [0, *accumulate(aligned(size, PAGE_BYTES) for size in sizes)]
+    chunks = tuple(
+        ChunkPlace(index=index, digest=entry.digest, start=starts[index], num_bytes=sizes[index])
+        for index, entry in enumerate(manifest.chunks)
+    )
+    by_position = sorted(manifest.tensors.items(), key=lambda item: (item[1].chunk, item[1].offset))
+    tensors = {name: _place(name, entry, chunks) for name, entry in by_position}
+    return Image(chunks=chunks, tensors=tensors, num_bytes=starts[-1])
 
 
 def _place(name: str, entry: TensorEntry, chunks: tuple[ChunkPlace, ...]) -> TensorPlace:

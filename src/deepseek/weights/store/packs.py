@@ -80,9 +80,10 @@ class PackWriter:
                 self._number, self._end = number, end
                 return file
             os.close(file)
-        number = self._index.new_pack()
-        file = self._locked(number, create=True)
-        assert file is not None  # noqa: S101 - nobody else has this number
+        file = None
+        while file is None:  # another importer may take a new pack before it is locked here
+            number = self._index.new_pack()
+            file = self._locked(number, create=True)
         sync_directory(self._root / "packs")
         self._number, self._end = number, 0
         return file

@@ -10,7 +10,6 @@ at `reader.image.tensors[name].start`. Digests are checked on the way in; a mode
 refused with the names of tensor, chunk and pack.
 """
 
-import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -102,7 +101,7 @@ class ModelReader:
     def is_sealed(self) -> bool:
         return self._cipher is not None
 
-    def map(self, *, verify: Verify = Verify.ONCE) -> mmap.mmap:
+    def map(self, *, verify: Verify = Verify.ONCE) -> memoryview:
         """Return memory that holds the image, checked as `verify` says.
 
         Of an open model it is the packs themselves, mapped: nothing is copied, pages are shared
@@ -112,17 +111,16 @@ class ModelReader:
         """
         if self.is_sealed:
             memory = map_side_by_side([], num_bytes=self.image.num_bytes)
-            view = memoryview(memory)
-            for _ in self.chunks(lambda chunk: view[chunk.start : chunk.end], verify=verify):
+            for _ in self.chunks(lambda chunk: memory[chunk.start : chunk.end], verify=verify):
                 pass
             return memory
         with self._opened() as chunks:
-            memory = map_side_by_side(self._runs(chunks), num_bytes=self.image.num_bytes)
+            memory = map_side_by_side(list(self._runs(chunks)), num_bytes=self.image.num_bytes)
             if verify is not Verify.NEVER:
                 self._check_mapped(memory, chunks, verify)
         return memory
 
-    def prefetch(self, memory: mmap.mmap) -> None:
+    def prefetch(self, memory: memoryview) -> None:
         """Read all of the mapped memory from disk now, instead of when it is touched."""
         with ThreadPoolExecutor(_THREADS) as threads:
             for chunk in self.image.chunks:
@@ -167,12 +165,10 @@ class ModelReader:
         if run:
             yield run
 
-    def _check_mapped(self, memory: mmap.mmap, chunks: OpenChunks, verify: Verify) -> None:
-        view = memoryview(memory)
-
+    def _check_mapped(self, memory: memoryview, chunks: OpenChunks, verify: Verify) -> None:
         def check(chunk: ChunkPlace) -> None:
             populate(memory, chunk.start, chunk.num_bytes)
-            self._compare(chunk, chunks, view[chunk.start : chunk.end])
+            self._compare(chunk, chunks, memory[chunk.start : chunk.end])
 
         due = [chunk for chunk in self.image.chunks if self._is_due(chunk, chunks, verify)]
         with ThreadPoolExecutor(_THREADS) as threads:

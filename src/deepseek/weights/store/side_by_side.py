@@ -8,7 +8,7 @@ private: who writes to one gets pages of its own, the file is never changed.
 import ctypes
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _MAP_FIXED = 0x10
@@ -16,6 +16,9 @@ _MAP_NORESERVE = 0x4000
 """Pages that nobody writes need no memory of their own, so none is set aside for them."""
 _PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE  # torch takes no memory that it may not write to
 _MADV_POPULATE_READ = 22  # Linux 5.14
+_HUGE_BYTES = 2 << 20
+"""Where addresses and file positions agree modulo this, the page cache's huge pages are mapped as
+they are: 2 GB in 3 ms instead of 90."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -36,33 +39,43 @@ class Run:
     num_bytes: int
 
 
-def map_side_by_side(runs: Iterable[Run], *, num_bytes: int) -> mmap.mmap:
-    """Return a stretch of memory with the runs in it; raises `OSError`.
+def map_side_by_side(runs: Sequence[Run], *, num_bytes: int) -> memoryview:
+    """Return a stretch of memory with the runs in it, zeros elsewhere; raises `OSError`.
 
     The files may be closed afterwards. They must be long enough: touching memory behind a file's
     end kills the process.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    memory = mmap.mmap(-1, max(num_bytes, 1), flags=flags, prot=_PROTECTION)
-    base = address_of(memory)
+    reserved = mmap.mmap(-1, num_bytes + _HUGE_BYTES, flags=flags, prot=_PROTECTION)
+    longest = max(runs, key=lambda run: run.num_bytes, default=None)
+    shift = 0
+    if longest is not None:
+        address = _address(memoryview(reserved)) + longest.at
+        shift = (longest.start - address) % _HUGE_BYTES
+    memory = memoryview(reserved)[shift : shift + num_bytes]
     for run in runs:
-        flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
-        wanted = base + run.at
-        got = _libc.mmap(wanted, run.num_bytes, _PROTECTION, flags, run.file, run.start)
-        if got != wanted:
-            number = ctypes.get_errno()
-            raise OSError(number, f"cannot map {run.num_bytes} bytes: {os.strerror(number)}")
+        _map_over(memory, run)
     return memory
 
 
-def populate(memory: mmap.mmap, start: int, num_bytes: int) -> None:
+def populate(memory: memoryview, start: int, num_bytes: int) -> None:
     """Read a part, which begins at a page, into memory and map it: one call, not a fault a page.
 
     Does nothing on a system that cannot: the part is then read when it is touched.
     """
-    _libc.madvise(address_of(memory) + start, num_bytes, _MADV_POPULATE_READ)
+    if num_bytes:
+        _libc.madvise(_address(memory) + start, num_bytes, _MADV_POPULATE_READ)
 
 
-def address_of(memory: mmap.mmap) -> int:
-    """Return where the memory begins; good as long as `memory` lives."""
+def _map_over(memory: memoryview, run: Run) -> None:
+    wanted = _address(memory) + run.at
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+    got = _libc.mmap(wanted, run.num_bytes, _PROTECTION, flags, run.file, run.start)
+    if got != wanted:
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot map {run.num_bytes} bytes: {os.strerror(number)}")
+
+
+def _address(memory: memoryview) -> int:
+    """Return where memory begins; good as long as it lives."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))

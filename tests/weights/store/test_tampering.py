@@ -157,12 +157,19 @@ def test_a_tensor_outside_its_chunks_is_refused(model: Path, change: dict[str, o
         open_model(model)
 
 
-@pytest.mark.parametrize("change", [{"num_bytes": MAX_CHUNK_BYTES + 1}, {"digest": "00"}])
-def test_an_impossible_chunk_is_refused(model: Path, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_bytes": MAX_CHUNK_BYTES + 1}, "chunk 0 is impossible"),
+        ({"num_bytes": -1}, "chunk 0 is impossible"),
+        ({"digest": "00"}, r"is damaged \(.*chunks\[0\].*digest"),
+    ],
+)
+def test_an_impossible_chunk_is_refused(model: Path, change: dict[str, object], words: str) -> None:
     manifest = read_manifest(model)
     first = msgspec.structs.replace(manifest.chunks[0], **change)
     forged(manifest, model, chunks=(first, *manifest.chunks[1:]))
-    with pytest.raises(CorruptWeights, match="chunk 0 is impossible"):
+    with pytest.raises(CorruptWeights, match=words):
         open_model(model)
 
 

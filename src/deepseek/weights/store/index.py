@@ -17,6 +17,8 @@ from deepseek.core.errors import ConfigurationError, CorruptWeights
 _VERSION = 1
 _BUSY_TIMEOUT_S = 60.0
 """Transactions take milliseconds; who waits longer has met a stopped process."""
+_MAX_VARIABLES = 500  # of one statement; SQLite's own limit was 999 for long
+_LOCATE = "SELECT digest, pack, start, num_bytes FROM chunks WHERE digest IN ({})"
 _SCHEMA = """
 CREATE TABLE packs (id INTEGER PRIMARY KEY AUTOINCREMENT, end INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE chunks (
@@ -68,13 +70,15 @@ class Index:
 
     def locate(self, digests: Iterable[str]) -> dict[str, Location]:
         """Return where these chunks are; those that are nowhere are left out."""
-        query = "SELECT pack, start, num_bytes FROM chunks WHERE digest = ?"
+        keys = [bytes.fromhex(digest) for digest in digests]
         found: dict[str, Location] = {}
         with self._reading() as connection:
-            for digest in dict.fromkeys(digests):
-                row = connection.execute(query, (bytes.fromhex(digest),)).fetchone()
-                if row is not None:
-                    found[digest] = Location(pack=row[0], start=row[1], num_bytes=row[2])
+            for begin in range(0, len(keys), _MAX_VARIABLES):
+                some = keys[begin : begin + _MAX_VARIABLES]
+                query = _LOCATE.format(",".join("?" * len(some)))
+                for digest, pack, start, num_bytes in connection.execute(query, some):
+                    at = Location(pack=pack, start=start, num_bytes=num_bytes)
+                    found[digest.hex()] = at
         return found
 
     def chunks_of_pack(self, pack: int) -> dict[str, Location]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from blake3 import blake3
@@ -24,11 +24,14 @@ TAG_BYTES = 16
 """By which a sealed chunk is longer than what is in it."""
 
 
+Hex256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
 class ChunkEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A chunk as it is stored."""
 
-    digest: str
-    """BLAKE3 of the stored bytes, 64 hexadecimal digits."""
+    digest: Hex256
+    """BLAKE3 of the stored bytes."""
     num_bytes: int
 
 
@@ -49,8 +52,8 @@ class Sealing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     cipher: Literal["AES-256-GCM"] = "AES-256-GCM"
     key_id: str
-    salt: str
-    """32 random bytes, hexadecimal: no two imports use the same data key."""
+    salt: Hex256
+    """32 random bytes: no two imports use the same data key."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,8 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return sum(chunk.num_bytes for chunk in self.chunks)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkPlace:
+class ChunkPlace(msgspec.Struct, frozen=True, kw_only=True):
     """A chunk and where its content stands in the model's image."""
 
     index: int
@@ -96,8 +98,7 @@ class ChunkPlace:
         return self.start + self.num_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorPlace:
+class TensorPlace(msgspec.Struct, frozen=True, kw_only=True):
     """A tensor and where it stands in the model's image, in one piece."""
 
     dtype: str
@@ -208,10 +209,8 @@ def _image_of(manifest: Manifest) -> Image:
     tag_bytes = TAG_BYTES if manifest.sealing else 0
     sizes = [chunk.num_bytes - tag_bytes for chunk in manifest.chunks]
     for index, (size, chunk) in enumerate(zip(sizes, manifest.chunks, strict=True)):
-        if size < 0 or chunk.num_bytes > MAX_CHUNK_BYTES or not _is_digest(chunk.digest):
+        if size < 0 or chunk.num_bytes > MAX_CHUNK_BYTES:
             raise ValueError(f"chunk {index} is impossible")
-    if manifest.sealing and not _is_digest(manifest.sealing.salt):
-        raise ValueError("the salt is not 32 bytes")
     starts = [0, *accumulate(aligned(size, PAGE_BYTES) for size in sizes)]
     chunks = tuple(
         ChunkPlace(index=index, digest=entry.digest, start=starts[index], num_bytes=sizes[index])
@@ -240,10 +239,6 @@ def _place(name: str, entry: TensorEntry, chunks: tuple[ChunkPlace, ...]) -> Ten
     if index == len(chunks) or chunks[index].end < end or start > chunks[entry.chunk].end:
         raise ValueError(f"tensor {name!r} is not inside its chunks")
     return TensorPlace(dtype=entry.dtype, shape=entry.shape, start=start, num_bytes=entry.num_bytes)
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and all(digit in "0123456789abcdef" for digit in text)
 
 
 def _blake3(data: bytes) -> str:

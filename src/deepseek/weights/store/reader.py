@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,7 +156,7 @@ class ModelReader:
                 continue
             at, file = chunks.location(chunk.digest), chunks.file(chunk.digest)
             if run and run.file == file and chunk.start - run.at == at.start - run.start:
-                run = replace(run, num_bytes=chunk.end - run.at)
+                run.num_bytes = chunk.end - run.at
                 continue
             if run:
                 yield run

@@ -29,7 +29,7 @@ _libc.mmap.argtypes = (
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Run:
     """Bytes of a file and where they are to stand; both positions are pages' beginnings."""
 

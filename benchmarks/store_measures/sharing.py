@@ -45,4 +45,4 @@ def _tuned(weights: Path, directory: Path) -> Path:
 
 
 def _pack_bytes(store: ChunkStore) -> int:
-    return sum(file.stat().st_size for file in (store.root / "packs").glob("*.pack"))
+    return sum(512 * file.stat().st_blocks for file in (store.root / "packs").glob("*.pack"))

@@ -216,16 +216,17 @@ class ChunkWriter:
         self._needed: dict[int, str] = {}
         self._buffer = memoryview(bytearray(MAX_CHUNK_BYTES))
 
-    def put(self, data: memoryview, *, position: int) -> str:
-        """Store a chunk that an import needs at `position`, once; returns its digest.
+    def put(self, data: memoryview, *, position: int, start: int) -> str:
+        """Store a chunk that an import needs, once; returns its digest.
 
+        `position` is its number, `start` its place in the model's image.
         A chunk that is there already is read and compared first: a new model is never built on
         damaged bytes, and the damaged copy is replaced for all that use it.
         """
         digest = blake3(data).hexdigest()
         if digest not in self._new and not self._has(digest, len(data)):
             with self._explaining():
-                self._new[digest] = self._packs.append(data)
+                self._new[digest] = self._packs.append(data, in_step_with=start)
         self._needed[position] = digest
         return digest
 

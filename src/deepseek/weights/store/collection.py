@@ -77,7 +77,7 @@ def _remove_strays(store: ChunkStore) -> None:
 def _settle(store: ChunkStore, pack: int, writer: PackWriter) -> None:
     chunks = store.index.chunks_of_pack(pack)
     file = store.pack_path(pack)
-    size = file.stat().st_size if file.exists() else 0
+    size = _allocated(file) if file.exists() else 0
     live_bytes = sum(aligned(at.num_bytes, PAGE_BYTES) for at in chunks.values())
     if chunks and size - live_bytes <= _WORTH_COMPACTING * size:
         return
@@ -101,10 +101,15 @@ def _copied(chunks: dict[str, Location], file: Path, writer: PackWriter) -> dict
                     f"chunk {digest[:16]} at {at.start} of {file} is damaged; deepseek models "
                     "verify tells which models use it: remove them or import them again"
                 )
-            moved[digest] = writer.append(content)
+            moved[digest] = writer.append(content, in_step_with=at.start)
     writer.flush()
     return moved
 
 
 def _pack_bytes(store: ChunkStore) -> int:
-    return sum(file.stat().st_size for file in (store.root / "packs").glob("*.pack"))
+    return sum(_allocated(file) for file in (store.root / "packs").glob("*.pack"))
+
+
+def _allocated(file: Path) -> int:
+    """Return the room that a file takes: holes take none."""
+    return file.stat().st_blocks * 512

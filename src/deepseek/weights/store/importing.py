@@ -29,6 +29,7 @@ from deepseek.weights.store.manifest import (
     Sealing,
     TensorEntry,
     config_digest,
+    image_starts,
     revision_of,
     write_manifest,
 )
@@ -127,6 +128,7 @@ class _Import:
         self._commit_bytes = commit_bytes
         self._identity = _identity(files)
         self.num_bytes = sum(chunk.num_bytes for chunk in chunks)
+        self._starts = image_starts([chunk.num_bytes for chunk in chunks])
         plan = [
             [(str(source[p.tensor].file), source[p.tensor].start + p.start, p.num_bytes, p.offset)
              for p in chunk.pieces]
@@ -140,7 +142,8 @@ class _Import:
         uncommitted = 0
         for position, content in self._contents(skip=done, progress=progress):
             stored = content if cipher is None else cipher.seal(content, index=position)
-            done[position] = self._writer.put(memoryview(stored), position=position)
+            start = self._starts[position]
+            done[position] = self._writer.put(memoryview(stored), position=position, start=start)
             uncommitted += len(stored)
             if uncommitted >= self._commit_bytes:
                 self._writer.commit(self._key)

@@ -6,7 +6,7 @@ to another `config.json`, or contradicts itself is refused when it is read.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -142,6 +142,11 @@ def image_of(manifest: Manifest) -> Image:
         ) from error
 
 
+def image_starts(sizes: Sequence[int]) -> list[int]:
+    """Return where in the image chunks of these sizes begin; the last number is its end."""
+    return [0, *accumulate(aligned(size, PAGE_BYTES) for size in sizes)]
+
+
 def revision_of(manifest: Manifest) -> str:
     """Return what names this version of the model's structure.
 
@@ -211,7 +216,7 @@ def _image_of(manifest: Manifest) -> Image:
     for index, (size, chunk) in enumerate(zip(sizes, manifest.chunks, strict=True)):
         if size < 0 or chunk.num_bytes > MAX_CHUNK_BYTES:
             raise ValueError(f"chunk {index} is impossible")
-    starts = [0, *accumulate(aligned(size, PAGE_BYTES) for size in sizes)]
+    starts = image_starts(sizes)
     chunks = tuple(
         ChunkPlace(index=index, digest=entry.digest, start=starts[index], num_bytes=sizes[index])
         for index, entry in enumerate(manifest.chunks)

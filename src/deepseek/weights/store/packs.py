@@ -1,5 +1,8 @@
 """Pack files: chunks one after another, each from a page's beginning, never changed once written.
 
+A chunk stands where its position and that in its model's memory agree modulo a huge page, so that
+huge pages can be mapped. What is skipped for it is a hole in the file and takes no room.
+
 Because nothing is ever overwritten, a mapping of a pack stays true as long as it lives, also when
 the pack is compacted away under its reader.
 """
@@ -9,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from deepseek.weights.store.cutting import PAGE_BYTES, aligned
+from deepseek.weights.store.cutting import HUGE_PAGE_BYTES, PAGE_BYTES, aligned
 from deepseek.weights.store.index import Index, Location
 
 PACK_BYTES = 1 << 30
@@ -45,11 +48,15 @@ class PackWriter:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def append(self, data: memoryview) -> Location:
-        """Write a chunk and say where: safe once it was flushed and the index has it."""
+    def append(self, data: memoryview, *, in_step_with: int) -> Location:
+        """Write a chunk and say where: safe once it was flushed and the index has it.
+
+        The place is the next that equals `in_step_with`, a page's beginning, modulo a huge page.
+        """
         if self._file is None:
             self._file = self._open()
-        start = aligned(self._end, PAGE_BYTES)
+        end = aligned(self._end, PAGE_BYTES)
+        start = end + (in_step_with - end) % HUGE_PAGE_BYTES
         write_fully(self._file, data, start)
         self._end = start + len(data)
         return Location(pack=self._number, start=start, num_bytes=len(data))

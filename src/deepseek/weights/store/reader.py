@@ -12,7 +12,7 @@ refused with the names of tensor, chunk and pack.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from enum import StrEnum
@@ -37,8 +37,11 @@ if TYPE_CHECKING:
     from deepseek.weights.store.sealing import ChunkCipher
 
 _AGAIN = "import the model again from its source, which replaces it"
-_THREADS = min(4, os.cpu_count() or 1)
+_CHECKERS = min(4, os.cpu_count() or 1)
 """Digests run at 4.5 GB/s a core; more than four outrun any disk."""
+_READERS = 4
+"""Beside those that check, so that the disk never waits for a digest."""
+_PIECE_BYTES = 8 << 20
 
 _checked: set[ChunkCopy] = set()
 """What this process has found intact."""
@@ -103,10 +106,10 @@ class ModelReader:
     def map(self, *, verify: Verify = Verify.ONCE) -> memoryview:
         """Return memory that holds the image, checked as `verify` says.
 
-        Of an open model it is the packs themselves, mapped: nothing is copied, pages are shared
-        between processes, and `Verify.NEVER` returns at once and reads what is touched. Of a sealed
-        model it is memory of its own. It is private: writing to it changes no file. It lives as
-        long as a view of it does.
+        Of an open model it is the packs themselves, mapped: nothing is copied, and pages are shared
+        between processes. All of it is read before this returns, but with `Verify.NEVER`, which
+        returns at once and leaves reading to who touches it. Of a sealed model it is memory of its
+        own. It is private: writing to it changes no file. It lives as long as a view of it does.
         """
         if self.is_sealed:
             memory = map_side_by_side([], num_bytes=self.image.num_bytes)
@@ -116,17 +119,11 @@ class ModelReader:
         with self._opened() as chunks:
             memory = map_side_by_side(list(self._runs(chunks)), num_bytes=self.image.num_bytes)
             if verify is not Verify.NEVER:
-                self._check_mapped(memory, chunks, verify)
+                self._read_mapped(memory, chunks, verify)
         return memory
 
-    def prefetch(self, memory: memoryview) -> None:
-        """Read all of the mapped memory from disk now, instead of when it is touched."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            for chunk in self.image.chunks:
-                threads.submit(populate, memory, chunk.start, chunk.num_bytes)
-
     def chunks(
-        self, into: Into, *, verify: Verify = Verify.ONCE, ahead: int = _THREADS
+        self, into: Into, *, verify: Verify = Verify.ONCE, ahead: int = _READERS
     ) -> Iterator[ChunkPlace]:
         """Put the content of one chunk after the other into memory, and yield it when it is there.
 
@@ -164,18 +161,26 @@ class ModelReader:
         if run:
             yield run
 
-    def _check_mapped(self, memory: memoryview, chunks: OpenChunks, verify: Verify) -> None:
-        def check(chunk: ChunkPlace) -> None:
-            populate(memory, chunk.start, chunk.num_bytes)
-            self._compare(chunk, chunks, memory[chunk.start : chunk.end])
+    def _read_mapped(self, memory: memoryview, chunks: OpenChunks, verify: Verify) -> None:
+        """Read pieces, several at a time, and check what is due of each as soon as it is there."""
 
-        due = [chunk for chunk in self.image.chunks if self._is_due(chunk, chunks, verify)]
-        with ThreadPoolExecutor(_THREADS) as threads:
+        def check(piece: list[ChunkPlace], reading: Future[None]) -> None:
+            reading.result()
+            for chunk in piece:
+                if self._is_due(chunk, chunks, verify):
+                    self._compare(chunk, chunks, memory[chunk.start : chunk.end])
+
+        with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_CHECKERS) as checkers:
+            checks = [
+                checkers.submit(check, piece, readers.submit(_populate, memory, piece))
+                for piece in _pieces(self.image.chunks)
+            ]
             try:
-                for work in [threads.submit(check, chunk) for chunk in due]:
+                for work in checks:
                     work.result()
             except CorruptWeights:
-                threads.shutdown(cancel_futures=True)
+                readers.shutdown(wait=False, cancel_futures=True)
+                checkers.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _fetch(
@@ -204,12 +209,28 @@ class ModelReader:
         _checked.add(chunks.copy_of(chunk.digest))
 
     def _fault(self, chunk: ChunkPlace, chunks: OpenChunks, fault: str) -> CorruptWeights:
-        names = self.image.tensors_in(chunk)
+        names = self.image.tensors_in(chunk) or ["(none)"]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return CorruptWeights(
             f"model {self.manifest.model!r}, tensor {names[0]!r}{more}: chunk {chunk.index} "
             f"({chunks.where(chunk.digest)}) {fault}"
         )
+
+
+def _pieces(chunks: Iterable[ChunkPlace]) -> Iterator[list[ChunkPlace]]:
+    """Yield neighbours that are read together: what one call costs shall not count."""
+    piece: list[ChunkPlace] = []
+    for chunk in chunks:
+        piece.append(chunk)
+        if chunk.end - piece[0].start >= _PIECE_BYTES:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
+
+def _populate(memory: memoryview, piece: list[ChunkPlace]) -> None:
+    populate(memory, piece[0].start, piece[-1].end - piece[0].start)
 
 
 def _finished(under_way: deque[tuple[ChunkPlace, Future[None]]]) -> ChunkPlace:

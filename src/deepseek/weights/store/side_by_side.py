@@ -11,14 +11,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deepseek.weights.store.cutting import HUGE_PAGE_BYTES
+
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 """Pages that nobody writes need no memory of their own, so none is set aside for them."""
 _PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE  # torch takes no memory that it may not write to
 _MADV_POPULATE_READ = 22  # Linux 5.14
-_HUGE_BYTES = 2 << 20
-"""Where addresses and file positions agree modulo this, the page cache's huge pages are mapped as
-they are: 2 GB in 3 ms instead of 90."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -46,12 +45,12 @@ def map_side_by_side(runs: Sequence[Run], *, num_bytes: int) -> memoryview:
     end kills the process.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    reserved = mmap.mmap(-1, num_bytes + _HUGE_BYTES, flags=flags, prot=_PROTECTION)
+    reserved = mmap.mmap(-1, num_bytes + HUGE_PAGE_BYTES, flags=flags, prot=_PROTECTION)
     longest = max(runs, key=lambda run: run.num_bytes, default=None)
     shift = 0
     if longest is not None:
         address = _address(memoryview(reserved)) + longest.at
-        shift = (longest.start - address) % _HUGE_BYTES
+        shift = (longest.start - address) % HUGE_PAGE_BYTES
     memory = memoryview(reserved)[shift : shift + num_bytes]
     for run in runs:
         _map_over(memory, run)

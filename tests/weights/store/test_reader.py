@@ -51,9 +51,10 @@ def filled(reader: ModelReader, **options: Any) -> memoryview:
     return image
 
 
+@pytest.mark.timeout(60)  # each example waits for the disk several times
 @given(MODELS, st.integers(0, 2**32))
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_every_byte_comes_back(directories: Any, shapes: Any, seed: int) -> None:
     tmp_path = next(directories)
@@ -72,6 +73,7 @@ def test_every_byte_comes_back(directories: Any, shapes: Any, seed: int) -> None
     assert_same(tensors_in(reader, filled(reader)), tensors)
 
 
+@pytest.mark.timeout(60)  # each example waits for the disk several times
 @given(st.sets(st.sampled_from(sorted(random_tensors()))))
 @settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

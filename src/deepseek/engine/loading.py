@@ -39,7 +39,7 @@ def load_engine(model: ModelSpec, spec: WorkerSpec, *, device: str) -> tuple[Eng
         vocab_size=vocab,
         width=width,
         dtype=str(dtype).removeprefix("torch."),
-        weights_bytes=sum(file.stat().st_size for file in directory.weight_files),
+        weights_bytes=directory.weights_bytes,
         load_s=time.monotonic() - started,
         adapters=load_listed(engine, model.adapters) if isinstance(engine, AdapterHost) else [],
     )

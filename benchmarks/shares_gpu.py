@@ -3,23 +3,22 @@
     python benchmarks/shares_gpu.py [--out DIR] [--seconds S]
     python benchmarks/shares_gpu.py --tiny          # small shapes on a processor: does it run?
 
-The worker's step loop in this process, over engines with random weights in bfloat16. Prints rows as
-JSON lines and a table, and writes `shares_gpu.json`.
+A worker process, over engines with random weights in bfloat16; this process is its clients. Prints
+rows as JSON lines and a table, and writes `shares_gpu.json`.
 """
 
 import argparse
-import itertools
+import asyncio
 import json
 import random
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
+import msgspec
 from engine_gpu_measures.llama_8b import write_llama_8b
 from frame import RESULTS, Row, bound, fact, finish
 from shares_measures.random_models import (
@@ -33,32 +32,12 @@ from shares_measures.steps import Steps, read_steps
 
 from deepseek.core.qos import Priority, QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest, SamplingParams, Task
-from deepseek.core.wire import (
-    Command,
-    Encode,
-    Encoded,
-    Event,
-    Failed,
-    Generate,
-    ModelSpec,
-    StepOutput,
-    Stop,
-    WorkerSpec,
-)
-from deepseek.engine.device import prepare_device
-from deepseek.engine.hosted_model import HostedModel
-from deepseek.engine.loading import load_engine
-from deepseek.engine.step_loop import Inbox, StepLoop
-from deepseek.engine.step_record import StepRecord
-from deepseek.scheduling.batching.registry import make_batching_policy
-from deepseek.scheduling.sharing.registry import make_step_policy
-from deepseek.telemetry.meters import ModelMeter
-from deepseek.telemetry.sampling import DeviceSampler
-from deepseek.telemetry.sensors.registry import make_sensor
+from deepseek.core.wire import ModelSpec, WorkerSpec
+from deepseek.serving.replica import Replica, RestartPolicy
 
 CRITICAL, OTHER = "llm", "encoder"
 RESERVED = 0.9
-_MAX_STEP_S = 0.01
+_WARM_UP_S = 5.0
 _TEXT_TOKENS = 500_000
 """Prompts begin anywhere in a text so long: hardly any two begin alike."""
 
@@ -71,73 +50,77 @@ class Work:
     prompt_tokens: int
     answer_tokens: int
     encodes: int
+    sequences: int
+    """Of one request of the encoder, as clients that embed documents send them."""
     sequence_tokens: int
     vocab: int
 
 
 _FULL = Work(
-    chats=64, prompt_tokens=512, answer_tokens=128, encodes=256, sequence_tokens=128, vocab=30000
+    chats=64,
+    prompt_tokens=512,
+    answer_tokens=128,
+    encodes=16,
+    sequences=16,
+    sequence_tokens=128,
+    vocab=30000,
 )
 _TINY = Work(
-    chats=8, prompt_tokens=64, answer_tokens=16, encodes=32, sequence_tokens=64, vocab=1000
+    chats=8,
+    prompt_tokens=64,
+    answer_tokens=16,
+    encodes=8,
+    sequences=4,
+    sequence_tokens=64,
+    vocab=1000,
 )
 
 
 class Clients:
-    """Sends a new request for each that has been answered; called from the loop's thread."""
+    """Keeps a number of requests of each model under way, in token ids."""
 
-    def __init__(self, work: Work, commands: Inbox) -> None:
+    def __init__(self, work: Work, replica: Replica) -> None:
         self._work = work
-        self._commands = commands
-        self._ids = itertools.count()
+        self._replica = replica
         self._random = random.Random(7)  # noqa: S311 - reproducible prompts
-        # Drawn once: a draw per token, in the loop's thread, would be seen between the steps.
+        # Drawn once: a draw per token would be the clients' limit, not the worker's.
         self._text = self._random.choices(range(2, work.vocab), k=_TEXT_TOKENS)
-        self.is_over = False
-        self.num_answered = {CRITICAL: 0, OTHER: 0}
 
-    def begin(self, models: tuple[str, ...]) -> None:
-        """Send as much as is to be under way."""
+    async def busy(self, models: tuple[str, ...], *, for_s: float) -> dict[str, int]:
+        """Send for so long; return how many requests of each model were answered meanwhile."""
+        end_s = time.monotonic() + for_s
+        answered = dict.fromkeys(models, 0)
+
+        async def take_turns(model: str) -> None:
+            while time.monotonic() < end_s:
+                await (self._chat() if model == CRITICAL else self._encode())
+                answered[model] += time.monotonic() < end_s
+
         counts = {CRITICAL: self._work.chats, OTHER: self._work.encodes}
-        for model in models:
-            for _ in range(counts[model]):
-                self._send(model)
+        async with asyncio.TaskGroup() as group:
+            for model in models:
+                for _ in range(counts[model]):
+                    group.create_task(take_turns(model))
+        return answered
 
-    def take(self, event: Event) -> None:
-        """Count an answer and send the next request; raises where one failed."""
-        match event:
-            case StepOutput(deltas):
-                for delta in deltas:
-                    if delta.finish_reason is not None:
-                        self._answered(CRITICAL)
-            case Encoded():
-                self._answered(OTHER)
-            case Failed():
-                raise RuntimeError(f"request {event.id} failed: {event.message}")
-            case _:
-                pass
-
-    def _answered(self, model: str) -> None:
-        self.num_answered[model] += 1
-        if not self.is_over:
-            self._send(model)
-
-    def _send(self, model: str) -> None:
-        self._commands.put(self._chat() if model == CRITICAL else self._encode())
-
-    def _chat(self) -> Command:
+    async def _chat(self) -> None:
         sampling = SamplingParams(
             max_tokens=self._work.answer_tokens, temperature=0.0, ignore_eos=True
         )
-        prompt = self._tokens(self._work.prompt_tokens)
         request = GenerateRequest(
-            id=next(self._ids), model=CRITICAL, prompt_token_ids=prompt, sampling=sampling
+            id=self._replica.next_id(),
+            model=CRITICAL,
+            prompt_token_ids=self._tokens(self._work.prompt_tokens),
+            sampling=sampling,
         )
-        return Generate([request])
+        async for _ in self._replica.stream(request):
+            pass
 
-    def _encode(self) -> Command:
-        sequence = self._tokens(self._work.sequence_tokens)
-        return Encode(EncodeRequest(id=next(self._ids), model=OTHER, sequences=[sequence]))
+    async def _encode(self) -> None:
+        sequences = [self._tokens(self._work.sequence_tokens) for _ in range(self._work.sequences)]
+        await self._replica.encode(
+            EncodeRequest(id=self._replica.next_id(), model=OTHER, sequences=sequences)
+        )
 
     def _tokens(self, count: int) -> list[int]:
         first = self._random.randrange(_TEXT_TOKENS - count)
@@ -160,42 +143,72 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace, scratch: Path) -> Iterator[Row]:
     """Yield the rows: both models busy under each policy, then the encoder alone."""
-    spec = _spec(scratch, tiny=arguments.tiny)
-    device = prepare_device(spec)
-    engines = [load_engine(model, spec, device=device)[0] for model in spec.models]
     work = _TINY if arguments.tiny else _FULL
-    both, alone = (CRITICAL, OTHER), (OTHER,)
-    cases = (
-        ("fair-share", both, arguments.seconds),
-        ("round-robin", both, arguments.seconds / 2),
-        ("fair-share", alone, arguments.seconds / 3),
-    )
-    for policy, models, seconds in cases:
-        record = scratch / f"{policy}-{len(models)}.jsonl"
-        hosted = [
-            HostedModel(
-                engine,
-                make_batching_policy("slack", engine.name, model.qos, engine.limits),
-                ModelMeter(time.monotonic()),
-                qos=model.qos,
+    spec = _spec(scratch, tiny=arguments.tiny)
+    seconds = arguments.seconds
+    for policy, cases in (
+        ("fair-share", {(CRITICAL, OTHER): seconds, (OTHER,): seconds / 3}),
+        ("round-robin", {(CRITICAL, OTHER): seconds / 2}),
+    ):
+        record = scratch / f"{policy}.jsonl"
+        used = msgspec.structs.replace(spec, step_policy=policy, step_record=str(record))
+        spans = asyncio.run(run(used, work=work, cases=cases))
+        steps = read_steps(record)
+        for span in spans:
+            yield from _rows(span, steps.between(span.start_s, span.end_s), policy=policy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A time in which some models were busy, without its beginning."""
+
+    models: tuple[str, ...]
+    start_s: float
+    end_s: float
+    answered_per_s: dict[str, float]
+
+
+async def run(
+    spec: WorkerSpec, *, work: Work, cases: Mapping[tuple[str, ...], float]
+) -> list[Span]:
+    """Start a worker and keep models of it busy, one case after the other."""
+    replica = Replica(spec, RestartPolicy())
+    await replica.start()
+    spans: list[Span] = []
+    try:
+        for model in spec.models:
+            replica.check(model.name)
+        clients = Clients(work, replica)
+        # Kernels are compiled, graphs captured, and policies learn what steps cost.
+        await clients.busy((CRITICAL, OTHER), for_s=_WARM_UP_S)
+        for models, seconds in cases.items():
+            started_s = time.monotonic()
+            answered = await clients.busy(models, for_s=seconds)
+            spans.append(
+                Span(
+                    models=models,
+                    start_s=started_s + seconds / 10,
+                    end_s=started_s + seconds,
+                    answered_per_s={name: count / seconds for name, count in answered.items()},
+                )
             )
-            for engine, model in zip(engines, spec.models, strict=True)
-        ]
-        steps, answered, wall_s = run(
-            hosted, models, work=work, policy=policy, device=device, record=record, for_s=seconds
-        )
-        if models == alone:
-            used = 100 * steps.seconds() / wall_s
-            yield bound("LLM idle: the encoder's part of the time (%)", used, at_least=97)
-            continue
-        if policy == "fair-share":
-            yield from _shares(steps, wall_s)
-        else:
-            yield fact("- round-robin: LLM's part of device time (%)", 100 * steps.part(CRITICAL))
-        for model, count in answered.items():
-            yield fact(f"- {policy}: {model}: requests answered per second", count / seconds)
-    for engine in engines:
-        engine.close()
+    finally:
+        await replica.stop(grace_s=5)
+    return spans
+
+
+def _rows(span: Span, steps: Steps, *, policy: str) -> Iterator[Row]:
+    wall_s = span.end_s - span.start_s
+    if CRITICAL not in span.models:
+        used = 100 * steps.seconds() / wall_s
+        yield bound("LLM idle: the encoder's part of the time (%)", used, at_least=97)
+    elif policy == "fair-share":
+        yield from _shares(steps, wall_s)
+    else:
+        yield fact(f"- {policy}: LLM's part of device time (%)", 100 * steps.part(CRITICAL))
+    case = f"{policy}, {' and '.join(span.models)} busy"
+    for model, per_s in span.answered_per_s.items():
+        yield fact(f"- {case}: {model}: requests answered per second", per_s)
 
 
 def _shares(steps: Steps, wall_s: float) -> Iterator[Row]:
@@ -206,49 +219,6 @@ def _shares(steps: Steps, wall_s: float) -> Iterator[Row]:
     yield fact("- longest step of the LLM (ms)", 1000 * steps.longest_s(without=OTHER))
     yield fact("- longest step of the encoder (ms)", 1000 * steps.longest_s(without=CRITICAL))
     yield fact("- time between steps (%)", 100 * (1 - steps.seconds() / wall_s))
-
-
-def run(
-    hosted: list[HostedModel],
-    models: tuple[str, ...],
-    *,
-    work: Work,
-    policy: str,
-    device: str,
-    record: Path,
-    for_s: float,
-) -> tuple[Steps, dict[str, int], float]:
-    """Keep `models` busy; return the steps without the first ones, the answers and the seconds."""
-    commands: Inbox = SimpleQueue()
-    clients = Clients(work, commands)
-    clients.begin(models)
-    sensor = DeviceSampler(make_sensor(device), interval_s=0.5)
-    sensor.start()
-    loop = StepLoop(
-        hosted,
-        make_step_policy(policy, {m.name: m.qos for m in hosted}, max_step_s=_MAX_STEP_S),
-        sensor=sensor,
-        commands=commands,
-        send=clients.take,
-        snapshot_interval_s=0.5,
-        record=StepRecord(record),
-    )
-    margin_s = for_s / 10  # graphs are captured and policies learn what steps cost
-    started_s = time.monotonic()
-
-    def stop() -> None:
-        clients.is_over = True
-        commands.put(Stop())
-
-    timer = threading.Timer(for_s, stop)
-    timer.start()
-    try:
-        loop.run()
-    finally:
-        timer.cancel()
-        sensor.stop()
-    steps = read_steps(record).between(started_s + margin_s, started_s + for_s)
-    return steps, clients.num_answered, for_s - margin_s
 
 
 def _spec(scratch: Path, *, tiny: bool) -> WorkerSpec:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from batching_measures.workloads import TTFT_S
-from deepseek.scheduling.batching.base import StepLimits
+from deepseek.scheduling.batching.base import StepLimits, prompt_pairs
 from deepseek.scheduling.simulation.requests import Arrival
 from deepseek.scheduling.simulation.step_times import StepTimes
 
@@ -45,9 +45,11 @@ def most_in_time(arrivals: Sequence[Arrival], times: StepTimes, limits: StepLimi
 
 def _prompt_s(arrival: Arrival, times: StepTimes, limits: StepLimits) -> float:
     """Return the least device time of a prompt: its part of full steps."""
-    return arrival.prompt_tokens * (
+    per_token_s = (
         times.fixed_s / limits.max_tokens + times.per_prefill_token_s + times.per_context_token_s
     )
+    pairs = prompt_pairs(arrival.prompt_tokens, start=0)
+    return arrival.prompt_tokens * per_token_s + pairs * times.per_prefill_pair_s
 
 
 def _without_the_worst(period: list[_Job], ends_s: float) -> float:

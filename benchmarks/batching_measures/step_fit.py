@@ -49,6 +49,7 @@ def step_fit(run: Run) -> list[Row]:
         fact("- per prompt token (ms)", 1e3 * fit.times.per_prefill_token_s),
         fact("- per decoding sequence (ms)", 1e3 * fit.times.per_decoding_s),
         fact("- per 1000 tokens of context (ms)", 1e6 * fit.times.per_context_token_s),
+        fact("- per 1000 pairs of prompt tokens (ms)", 1e6 * fit.times.per_prefill_pair_s),
         fact("- spread (standard deviation of the logarithm)", fit.times.noise),
         fact("- between two steps (ms)", 1e3 * fit.times.between_s),
         bound("simulator's fit: error of held-out steps (%)", 100 * fit.mape, at_most=10),
@@ -84,7 +85,10 @@ def _errors(record: Sequence[StepTiming], *, slow_from: int | None = None) -> li
         is_slow = slow_from is not None and number >= slow_from
         seconds = step.s * (_SLOWDOWN if is_slow else 1.0)
         expected_s = estimator.predict(
-            prefill=step.prefill, decoding=step.decoding, context=step.context
+            prefill=step.prefill,
+            decoding=step.decoding,
+            context=step.context,
+            depth=step.pairs / max(1, step.prefill),
         )
         errors.append(abs(expected_s - seconds) / seconds)
         estimator.observe(step.shape, seconds)
@@ -134,7 +138,11 @@ def _decision_cost(record: Sequence[StepTiming], *, num_calls: int) -> list[Row]
 def _timed(policy: BatchingPolicy, num_calls: int) -> list[float]:
     """Return the microseconds of `ready_at` and `plan` together, the queue another each time."""
     shape = StepShape(
-        num_prefill_tokens=64, num_decoding=_RUNNING, num_context_tokens=9000, num_sequences=50
+        num_prefill_tokens=64,
+        num_decoding=_RUNNING,
+        num_context_tokens=9000,
+        num_sequences=50,
+        num_prefill_pairs=6400,
     )
     took_us: list[float] = []
     for number in range(num_calls):

@@ -23,11 +23,7 @@ CRITICAL = "chat"
 OTHERS = ("assistant", "embed", "classify")
 MODELS = (CRITICAL, *OTHERS)
 PROMISED = 0.9
-"""Part of the device time that the critical model shall have, whatever the others do."""
-RESERVED = 0.93
-"""What is reserved for that: steps of others come whole, so that the worst of all seconds has some
-hundredths less than what is reserved."""
-
+"""Part of the device time that is reserved for the critical model, whatever the others do."""
 _SOURCES = {
     "chat": "smollm2-135m",
     "assistant": "smollm2-135m",
@@ -121,7 +117,7 @@ def _request(model: str, number: int) -> PlannedRequest:
 def _write(path: Path, *, record: Path, step_policy: str) -> Path:
     models = {name: _model(name) for name in MODELS}
     if step_policy == "fair-share":  # round-robin is refused beside a reservation
-        models[CRITICAL]["qos"] = {"priority": "critical", "reservedShare": RESERVED}
+        models[CRITICAL]["qos"] = {"priority": "critical", "reservedShare": PROMISED}
     pool = {
         "device": "cpu",
         "cpus": str(min(os.sched_getaffinity(0))),

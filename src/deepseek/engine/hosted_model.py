@@ -46,8 +46,6 @@ class HostedModel:
         self.busy_s = 0.0
         """Device time used."""
         self.num_steps = 0
-        self.step_s = 0.0
-        """What the last steps took, the latest counting most: what the next is expected to."""
         self._refuse_s = 1.0
         engine.expect(qos)
 
@@ -152,7 +150,6 @@ class HostedModel:
     def _charge(self, seconds: float) -> None:
         self.busy_s += seconds
         self.num_steps += 1
-        self.step_s += (seconds - self.step_s) / min(self.num_steps, 8)
 
     def _refuse(self, requests: Sequence[QueuedRequest]) -> list[Output]:
         outputs: list[Output] = []

@@ -33,7 +33,7 @@ from deepseek.engine.memory import resident_bytes
 from deepseek.engine.step_record import StepRecord
 from deepseek.scheduling.batching.base import NOTHING
 from deepseek.scheduling.batching.registry import check_batching_policy
-from deepseek.scheduling.sharing.base import Contender, StepPolicy
+from deepseek.scheduling.sharing.base import StepPolicy
 from deepseek.telemetry.meters import DeviceBusy
 from deepseek.telemetry.sampling import DeviceSampler
 
@@ -98,16 +98,16 @@ class StepLoop:
             elif self._stopping:
                 return
 
-    def _ready(self, now_s: float) -> tuple[list[Contender], float]:
+    def _ready(self, now_s: float) -> tuple[list[str], float]:
         """Return who could step now; and how long to wait for commands before looking again."""
-        ready: list[Contender] = []
+        ready: list[str] = []
         wait_s = self._interval_s
         for name, model in self._models.items():
             ready_at_s = model.ready_at(now_s)
             if ready_at_s is None:
                 continue
             if ready_at_s <= now_s or self._stopping:
-                ready.append(Contender(model=name, step_s=model.step_s))
+                ready.append(name)
             else:
                 wait_s = min(wait_s, ready_at_s - now_s)
         return ready, 0.0 if ready else wait_s
@@ -126,8 +126,10 @@ class StepLoop:
         seconds = ended_s - started_s
         self._charge(model, seconds)
         model.account(result, seconds=seconds, now_s=ended_s)
-        if self._record is not None and result.report is not None:
-            self._record.add(name, result.report.shape, started_s=started_s, seconds=seconds)
+        if self._record is not None:
+            # Without a report it only read what a step before it had begun.
+            shape = NOTHING if result.report is None else result.report.shape
+            self._record.add(name, shape, started_s=started_s, seconds=seconds)
         self._give_out(result)
 
     def _settle_before(self, model: HostedModel) -> None:

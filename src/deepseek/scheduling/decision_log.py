@@ -42,8 +42,8 @@ class Observed(msgspec.Struct, tag="step", frozen=True, kw_only=True, omit_defau
     """A step has cost this."""
 
     model: str
-    shape: tuple[int, int, int, int]
-    """Prefill tokens, decoding, context tokens, sequences."""
+    shape: tuple[int, int, int, int, int]
+    """Prefill tokens, decoding, context tokens, sequences, prefill pairs."""
     seconds: float
     is_out_of_memory: bool = False
 
@@ -109,6 +109,7 @@ class RecordedPolicy:
             shape.num_decoding,
             shape.num_context_tokens,
             shape.num_sequences,
+            shape.num_prefill_pairs,
         )
         self._write(
             Observed(
@@ -235,13 +236,14 @@ def _replay_line(
             policy.reconfigure(_qos(line.qos))
 
 
-def _shape(held: tuple[int, int, int, int]) -> StepShape:
-    prefill, decoding, context, sequences = held
+def _shape(held: tuple[int, int, int, int, int]) -> StepShape:
+    prefill, decoding, context, sequences, pairs = held
     return StepShape(
         num_prefill_tokens=prefill,
         num_decoding=decoding,
         num_context_tokens=context,
         num_sequences=sequences,
+        num_prefill_pairs=pairs,
     )
 
 

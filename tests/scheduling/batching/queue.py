@@ -10,6 +10,7 @@ from deepseek.scheduling.batching.base import (
     StepLimits,
     StepPlan,
     StepShape,
+    prompt_pairs,
 )
 
 LIMITS = StepLimits(max_tokens=192, max_sequences=64)
@@ -35,6 +36,7 @@ def step_s(shape: StepShape) -> float:
         + 0.0003 * shape.num_prefill_tokens
         + 0.0009 * shape.num_decoding
         + 1e-6 * shape.num_context_tokens
+        + 1e-6 * shape.num_prefill_pairs
     )
 
 
@@ -80,18 +82,20 @@ class Server:
         decoding = [r for r in self.running if r.num_pending == 1]
         parts = [(r, 1) for r in decoding]
         budget = plan.max_tokens - len(decoding)
-        prefill = 0
+        prefill = pairs = 0
         for request in self.running:
             if request.num_pending > 1 and budget > 0:
                 size = min(request.num_pending, budget)
                 parts.append((request, size))
                 budget -= size
                 prefill += size
+                pairs += prompt_pairs(size, start=request.num_computed)
         shape = StepShape(
             num_prefill_tokens=prefill,
             num_decoding=len(decoding),
             num_context_tokens=sum(r.num_computed + size for r, size in parts),
             num_sequences=len(parts),
+            num_prefill_pairs=pairs,
         )
         return shape, parts
 
@@ -108,8 +112,13 @@ class Server:
             self.finished.append(request)
 
 
-def taught(policy: BatchingPolicy, *, seed: int = 0, num_steps: int = 200) -> None:
-    """Let a policy see what steps of this device take."""
+def taught(
+    policy: BatchingPolicy, *, seed: int = 0, num_steps: int = 200, spread: float = 0.0
+) -> None:
+    """Let a policy see what steps of this device take.
+
+    `spread`: standard deviation of the logarithm of a step's time.
+    """
     draws = random.Random(seed)
     for _ in range(num_steps):
         decoding = draws.randint(1, 32)
@@ -119,5 +128,6 @@ def taught(policy: BatchingPolicy, *, seed: int = 0, num_steps: int = 200) -> No
             num_decoding=decoding,
             num_context_tokens=decoding * draws.randint(20, 400) + prefill,
             num_sequences=decoding + 1,
+            num_prefill_pairs=prompt_pairs(prefill, start=draws.choice([0, 0, 192, 700])),
         )
-        policy.observe(shape, seconds=step_s(shape))
+        policy.observe(shape, seconds=step_s(shape) * draws.lognormvariate(0, spread))

@@ -157,3 +157,12 @@ def test_aimd_grows_by_steps_and_shrinks_by_a_part() -> None:
     policy.adjust(replace(CALM, wait_p99_s=3.0), DeviceLoad(), now_s=0.5)
     assert before < grown
     assert sequences(policy) == math.floor(grown * 0.75)
+
+
+def test_a_device_is_spared_again_only_after_it_has_been_busy_for_a_while() -> None:
+    policy = SlackPolicy("m", QOS, LIMITS)
+    idle, busy = DeviceLoad(utilization=0.01), DeviceLoad(utilization=0.7)
+    told = []
+    for number, device in enumerate([busy, idle] + [idle, busy, busy] * 6 + [busy] * 4):
+        told += [d.action for d in policy.adjust(CALM, device, now_s=number / 2)]
+    assert told == ["start-at-once", "hold-back"]

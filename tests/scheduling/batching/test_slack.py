@@ -151,3 +151,40 @@ def test_holding_back_serves_the_same_answers_in_fewer_steps() -> None:
         assert len(server.finished) == 40
         steps[wait_s] = count
     assert steps[0.2] < 0.8 * steps[0.0]
+
+
+def test_one_late_prompt_is_computed_at_a_time() -> None:
+    policy = slack(ttft_s=1.0)
+    late = [Queued(number, 8.0 + number / 100, 9.0, num_pending=300) for number in range(8)]
+    (first,) = ids(plan(policy, *late))
+    begun = late.pop(first)
+    assert ids(plan(policy, *late, running=(begun,))) == []
+    begun.num_pending = 1
+    assert len(ids(plan(policy, *late, running=(begun,)))) == 1
+
+
+def test_of_late_requests_the_one_that_has_waited_longest_for_its_length_goes_first() -> None:
+    policy = slack(ttft_s=1.0)
+    short, long = Queued(1, 8.0, 9.0, num_pending=10), Queued(2, 7.0, 8.0, num_pending=400)
+    assert ids(plan(policy, long, short)) == [1]
+    ancient = Queued(3, -200.0, -199.0, num_pending=400)
+    assert ids(plan(policy, ancient, short)) == [3]
+
+
+def test_a_token_that_is_nearly_due_does_not_make_all_that_wait_late() -> None:
+    policy = slack(ttft_s=0.5, itl_s=0.1, late=LateRequests.REFUSE)
+    nearly = Queued(1, 9.0, 10.012, num_pending=1, num_computed=50)
+    chosen = plan(policy, Queued(2, 10.0, 10.5, num_pending=600), running=(nearly,))
+    assert chosen.refused == ()
+    assert ids(chosen) == [2]
+
+
+def test_where_nobody_waits_for_long_steps_keep_what_most_of_them_may_take_longer() -> None:
+    sizes = []
+    for spread in (0.0, 0.3):
+        policy = SlackPolicy("m", QoS(ttft_s=9.0, itl_s=0.1), LIMITS)
+        taught(policy, spread=spread, num_steps=600)
+        running = Queued(1, 9.0, 10.05, num_pending=1, num_computed=50)
+        prompt = Queued(2, 10.0, 19.0, num_pending=150)
+        sizes.append(plan(policy, prompt, running=(running,)).max_tokens)
+    assert sizes[1] < 0.8 * sizes[0]

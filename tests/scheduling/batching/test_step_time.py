@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek.scheduling.batching.base import StepShape
+from deepseek.scheduling.batching.base import StepShape, prompt_pairs
 from deepseek.scheduling.batching.step_time import MIN_CHUNK_TOKENS, StepTimeEstimator
 from tests.scheduling.batching.queue import step_s
 
@@ -19,7 +19,12 @@ def shape_of(draws: random.Random) -> StepShape:
         num_decoding=decoding,
         num_context_tokens=decoding * draws.randint(20, 400) + prefill,
         num_sequences=decoding + 1,
+        num_prefill_pairs=prompt_pairs(prefill, start=draws.choice([0, 0, 192, 700])),
     )
+
+
+def depth_of(shape: StepShape) -> float:
+    return shape.num_prefill_pairs / max(1, shape.num_prefill_tokens)
 
 
 def errors(
@@ -34,6 +39,7 @@ def errors(
             prefill=shape.num_prefill_tokens,
             decoding=shape.num_decoding,
             context=shape.num_context_tokens,
+            depth=depth_of(shape),
         )
         found.append(abs(predicted_s - seconds) / seconds)
         estimator.observe(shape, seconds)
@@ -74,6 +80,7 @@ def test_nearly_all_steps_stay_within_the_safe_prediction() -> None:
             prefill=shape.num_prefill_tokens,
             decoding=shape.num_decoding,
             context=shape.num_context_tokens,
+            depth=depth_of(shape),
         )
         within += seconds <= safe_s
         estimator.observe(shape, seconds)
@@ -88,6 +95,10 @@ def test_the_largest_prefill_fits_its_limit_and_is_never_less_than_a_small_chunk
     size = estimator.largest_prefill(0.04, decoding=4, context=400, most=192)
     assert MIN_CHUNK_TOKENS < size < 192
     assert estimator.predict(prefill=size, decoding=4, context=400 + size) <= 0.041
+    deep = estimator.largest_prefill(0.04, decoding=4, context=400, most=192, depth=600)
+    assert MIN_CHUNK_TOKENS < deep < size, "attention to a long prompt takes its time"
+    deep_s = estimator.predict(prefill=deep, decoding=4, context=400 + deep, depth=600)
+    assert 0.037 <= deep_s <= 0.041
     assert estimator.largest_prefill(0.0, decoding=4, context=0, most=192) == MIN_CHUNK_TOKENS
 
 
@@ -97,23 +108,27 @@ def test_the_largest_prefill_fits_its_limit_and_is_never_less_than_a_small_chunk
             st.integers(0, 100_000),
             st.integers(0, 1024),
             st.integers(0, 10**8),
+            st.integers(0, 10**10),
             st.floats(0.0, 100.0),
         ),
         max_size=60,
     )
 )
 def test_predictions_are_finite_and_never_negative(
-    seen: list[tuple[int, int, int, float]],
+    seen: list[tuple[int, int, int, int, float]],
 ) -> None:
     estimator = StepTimeEstimator()
-    for prefill, decoding, context, seconds in seen:
+    for prefill, decoding, context, pairs, seconds in seen:
         shape = StepShape(
             num_prefill_tokens=prefill,
             num_decoding=decoding,
             num_context_tokens=context,
             num_sequences=1,
+            num_prefill_pairs=pairs,
         )
         estimator.observe(shape, seconds)
-        safe_s = estimator.predict_safe(prefill=prefill, decoding=decoding, context=context)
+        safe_s = estimator.predict_safe(
+            prefill=prefill, decoding=decoding, context=context, depth=depth_of(shape)
+        )
         assert math.isfinite(safe_s)
         assert safe_s >= 0.0

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from deepseek.scheduling.sharing.base import Contender, StepPolicy
+from deepseek.scheduling.sharing.base import StepPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,12 +16,10 @@ class Work:
     """What its steps take, over and over."""
     bursts: Sequence[tuple[float, int]] = ((0.0, 10**9),)
     """Steps that come at a time, in order; default: more than there will be time for."""
-    misjudged: float = 1.0
-    """What a step is expected to take, by what it takes."""
 
     @property
     def longest_s(self) -> float:
-        return max(self.steps_s) * max(1.0, self.misjudged)
+        return max(self.steps_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,19 +78,15 @@ class BurstyDevice:
             self.now_s = min(source.wakes_s(self.now_s) for source in self._sources.values())
         return self.steps
 
-    def ready(self) -> list[Contender]:
-        return [
-            Contender(model=name, step_s=source.next_s * source.work.misjudged)
-            for name, source in self._sources.items()
-            if source.is_ready(self.now_s)
-        ]
+    def ready(self) -> list[str]:
+        return [name for name, source in self._sources.items() if source.is_ready(self.now_s)]
 
-    def _step(self, ready: Sequence[Contender]) -> None:
+    def _step(self, ready: Sequence[str]) -> None:
         model = self.policy.pick(ready)
         seconds = self._sources[model].take()
         self.policy.charge(model, seconds)
-        names = frozenset(contender.model for contender in ready)
-        self.steps.append(Step(model=model, started_s=self.now_s, seconds=seconds, ready=names))
+        step = Step(model=model, started_s=self.now_s, seconds=seconds, ready=frozenset(ready))
+        self.steps.append(step)
         self.now_s += seconds
 
 

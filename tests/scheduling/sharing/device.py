@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from deepseek.scheduling.sharing.base import Contender, StepPolicy
+from deepseek.scheduling.sharing.base import StepPolicy
 
 
 @dataclass(slots=True)
@@ -21,13 +21,12 @@ class Device:
         """Keep these models backlogged for so long."""
         end_s = self.now_s + for_s
         while self.now_s < end_s:
-            costs = {model: self.step_s(model) for model in ready}
-            contenders = [Contender(model=m, step_s=s) for m, s in costs.items()]
-            model = self.policy.pick(contenders)
-            assert model in costs
-            self.steps.append((self.now_s, model, costs[model]))
-            self.policy.charge(model, costs[model])
-            self.now_s += costs[model]
+            model = self.policy.pick(ready)
+            assert model in ready
+            seconds = self.step_s(model)
+            self.steps.append((self.now_s, model, seconds))
+            self.policy.charge(model, seconds)
+            self.now_s += seconds
 
     def served(self, model: str, *, start_s: float, end_s: float) -> float:
         """Return the seconds of a model inside a window."""

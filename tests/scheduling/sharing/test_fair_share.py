@@ -1,5 +1,6 @@
 """Shares of device time: bounds under generated loads, no starvation, no credit for idling."""
 
+import dataclasses
 import math
 import random
 
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.qos import Priority, QoS
-from deepseek.scheduling.sharing.base import Contender
 from deepseek.scheduling.sharing.fair_share import FairShare, device_parts
 from tests.scheduling.sharing.device import Device, constant
 
@@ -219,10 +219,15 @@ def test_steps_are_bounded_beside_a_reservation_only() -> None:
     assert free.max_step_s("a") == math.inf
     reserved = FairShare({"critical": CRITICAL, "other": QoS()}, max_step_s=MAX_STEP_S)
     assert reserved.max_step_s("other") == pytest.approx(3 * MAX_STEP_S)  # nobody has work yet
-    reserved.pick([Contender(model=name, step_s=0.01) for name in ("critical", "other")])
+    reserved.pick(["critical", "other"])
     assert reserved.max_step_s("other") == MAX_STEP_S
-    reserved.pick([Contender(model="other", step_s=0.01)])
+    reserved.pick(["other"])
     assert reserved.max_step_s("other") == pytest.approx(3 * MAX_STEP_S)
+    patient = dataclasses.replace(CRITICAL, ttft_s=1.0)
+    promised = FairShare({"critical": patient, "other": QoS()}, max_step_s=MAX_STEP_S)
+    assert promised.max_step_s("other") == pytest.approx(0.1), "a tenth of what is promised"
+    promised.pick(["critical", "other"])
+    assert promised.max_step_s("other") == MAX_STEP_S
     alone = FairShare({"critical": CRITICAL}, max_step_s=MAX_STEP_S)
     assert alone.max_step_s("critical") == math.inf
 
@@ -235,14 +240,18 @@ def test_a_critical_models_step_leaves_the_others_one_step_at_most() -> None:
     assert both.max_step_s("a") == pytest.approx(0.02)
 
 
-def test_a_step_of_unknown_length_waits_for_credit_of_the_longest() -> None:
+def test_a_step_is_paid_back_before_the_next_one() -> None:
     policy = FairShare({"critical": CRITICAL, "other": QoS()}, max_step_s=MAX_STEP_S)
-    both = [Contender(model="critical", step_s=0.0), Contender(model="other", step_s=0.0)]
-    waited_s = 0.0
+    both = ["critical", "other"]
+    assert policy.pick(both) == "critical", "first, where both have just begun to have work"
+    policy.charge("critical", 0.001)
+    assert policy.pick(both) == "other"
+    policy.charge("other", 0.01)
+    waited_s = 0.001
     while policy.pick(both) == "critical":
         policy.charge("critical", 0.001)
         waited_s += 0.001
-    assert waited_s == pytest.approx(0.0902 / 0.98, abs=0.0015)
+    assert waited_s == pytest.approx(0.01 * 0.902 / 0.098, abs=0.0015)
 
 
 def test_unreserved_time_is_split_by_weight_and_priority() -> None:

@@ -51,10 +51,7 @@ def settings_of(draw: st.DrawFn, *, count: int) -> dict[str, QoS]:
 @st.composite
 def loads(draw: st.DrawFn) -> tuple[dict[str, QoS], dict[str, Work]]:
     models = draw(settings_of(count=draw(st.integers(2, 5))))
-    work = {
-        name: Work(steps_s=draw(steps_s), bursts=draw(bursts), misjudged=draw(st.floats(0.5, 2.0)))
-        for name in models
-    }
+    work = {name: Work(steps_s=draw(steps_s), bursts=draw(bursts)) for name in models}
     return models, work
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.qos import Priority, QoS
-from deepseek.scheduling.sharing.base import Contender, StepPolicy
+from deepseek.scheduling.sharing.base import StepPolicy
 from deepseek.scheduling.sharing.registry import make_step_policy, step_policy_names
 from tests.scheduling.sharing.device import Device, constant
 
@@ -22,7 +22,7 @@ def policy(request: pytest.FixtureRequest) -> StepPolicy:
 
 def test_only_a_model_with_work_is_picked(policy: StepPolicy) -> None:
     for names in ("a", "b", "ab", "bc", "c", "abc", "ac") * 3:
-        chosen = policy.pick([Contender(model=name, step_s=0.01) for name in names])
+        chosen = policy.pick(list(names))
         assert chosen in names
         policy.charge(chosen, 0.01)
 
@@ -38,7 +38,7 @@ def test_a_step_may_take_time(policy: StepPolicy) -> None:
 
 
 def test_a_step_without_cost_is_taken(policy: StepPolicy) -> None:
-    ready = [Contender(model=name, step_s=0.0) for name in MODELS]
+    ready = list(MODELS)
     for _ in range(10):
         policy.charge(policy.pick(ready), 0.0)
 
@@ -59,5 +59,5 @@ def test_an_unknown_policy_names_the_known_ones() -> None:
 
 def test_round_robin_takes_turns_among_those_with_work() -> None:
     policy = make_step_policy("round-robin", MODELS, max_step_s=0.01)
-    ready = [Contender(model="a", step_s=0.03), Contender(model="c", step_s=0.01)]
+    ready = ["a", "c"]
     assert [policy.pick(ready) for _ in range(4)] == ["a", "c", "a", "c"]

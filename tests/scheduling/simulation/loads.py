@@ -13,7 +13,11 @@ from deepseek.scheduling.simulation.step_times import StepTimes
 from deepseek.telemetry.meters import ModelMeter
 
 TIMES = StepTimes(
-    fixed_s=0.01, per_prefill_token_s=0.0005, per_decoding_s=0.0008, per_context_token_s=1e-6
+    fixed_s=0.01,
+    per_prefill_token_s=0.0005,
+    per_decoding_s=0.0008,
+    per_context_token_s=1e-6,
+    per_prefill_pair_s=4e-7,
 )
 CONSTANT = StepTimes(
     fixed_s=0.1, per_prefill_token_s=0.0, per_decoding_s=0.0, per_context_token_s=0.0

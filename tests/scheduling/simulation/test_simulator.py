@@ -47,7 +47,7 @@ def test_a_long_prompt_is_computed_in_chunks_beside_those_that_decode() -> None:
 def test_steps_cost_what_the_formula_says() -> None:
     arrival = Arrival(at_s=0.0, prompt_tokens=100, output_tokens=2)
     model = outcome_of(setup([arrival]))
-    prompt_s = 0.01 + 100 * 0.0005 + 100 * 1e-6
+    prompt_s = 0.01 + 100 * 0.0005 + 100 * 1e-6 + (100 * 101 / 2) * 4e-7
     assert model.busy_s == pytest.approx(prompt_s + 0.01 + 0.0008 + 101 * 1e-6)
     assert model.num_steps == 2
 

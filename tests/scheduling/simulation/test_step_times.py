@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from deepseek.core.errors import ConfigurationError
+from deepseek.scheduling.batching.base import prompt_pairs
 from deepseek.scheduling.simulation.step_times import (
     StepTimes,
     StepTiming,
@@ -32,6 +33,7 @@ def _record(times: StepTimes, *, count: int = 600, seed: int = 0) -> list[StepTi
             decoding=decoding,
             context=prefill + sum(draws.randint(1, 900) for _ in range(decoding)),
             sequences=decoding + 1,
+            pairs=prompt_pairs(prefill, start=draws.choice([0, 128, 640])),
         )
         factor = noise_factor(draws.gauss(0, 1), noise=times.noise)
         seconds = times.expected_s(step.shape) * factor
@@ -48,6 +50,7 @@ def test_the_costs_that_made_a_record_are_found_again() -> None:
     assert fit.times.per_prefill_token_s == pytest.approx(TIMES.per_prefill_token_s, rel=1e-6)
     assert fit.times.per_decoding_s == pytest.approx(TIMES.per_decoding_s, rel=1e-6)
     assert fit.times.per_context_token_s == pytest.approx(TIMES.per_context_token_s, rel=1e-6)
+    assert fit.times.per_prefill_pair_s == pytest.approx(TIMES.per_prefill_pair_s, rel=1e-6)
     assert fit.times.between_s == pytest.approx(0.0003)
     assert fit.mape < 1e-9
     assert fit.num_held_out == (600 - 16) // 5

@@ -28,7 +28,14 @@ from deepseek.engine.runner import PendingStep, Runner
 from deepseek.engine.sampling import describe, history
 from deepseek.engine.sequence import Sequence
 from deepseek.engine.speculation import Speculation
-from deepseek.scheduling.batching.base import NOTHING, Demand, StepLimits, StepPlan, StepShape
+from deepseek.scheduling.batching.base import (
+    NOTHING,
+    Demand,
+    StepLimits,
+    StepPlan,
+    StepShape,
+    prompt_pairs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +174,25 @@ class DecoderEngine:
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
         )
 
+    @property
+    def can_park(self) -> bool:
+        """Whether the model can leave the device for the host's memory: see `park`."""
+        return self._runner.can_park
+
+    def park(self) -> None:
+        """Leave the device, where nothing is to be done; `wake` before the next step."""
+        if self.has_work:
+            raise RuntimeError(f"model {self.name!r} has work and cannot leave the device")
+        self._scheduler.pool.forget()
+        self._runner.park()
+
+    def wake(self) -> None:
+        """Come back; raises `torch.OutOfMemoryError` where there is no room, and nothing changes.
+
+        Returns when the copy of the weights has been queued; steps wait for it on the device.
+        """
+        self._runner.wake()
+
     def close(self) -> None:
         """Forget all requests and weights."""
         self._in_flight = None
@@ -223,7 +249,7 @@ class DecoderEngine:
                 return None
             return StepReport(shape=NOTHING, found_no_memory=True)
         now_s = time.monotonic()
-        num_prefill = num_decoding = num_context = 0
+        num_prefill = num_decoding = num_context = num_pairs = 0
         waits: list[float] = []
         for part in started.parts:
             sequence = part.sequence
@@ -233,6 +259,7 @@ class DecoderEngine:
                 num_decoding += 1
             else:
                 num_prefill += part.num_rows
+                num_pairs += prompt_pairs(part.num_rows, start=part.start)
             if not sequence.has_begun:
                 sequence.has_begun = True
                 waits.append(now_s - sequence.arrived_s)
@@ -241,6 +268,7 @@ class DecoderEngine:
             num_decoding=num_decoding,
             num_context_tokens=num_context,
             num_sequences=len(started.parts),
+            num_prefill_pairs=num_pairs,
         )
         return StepReport(shape=shape, waits_s=tuple(waits))
 

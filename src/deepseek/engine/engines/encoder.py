@@ -208,6 +208,7 @@ class EncoderEngine:
                 num_decoding=0,
                 num_context_tokens=num_tokens,
                 num_sequences=len(self._stepping),
+                num_prefill_pairs=sum(item.num_pending**2 for item in self._stepping),
             ),
             waits_s=tuple(now_s - item.arrived_s for item in self._stepping),
         )

@@ -85,9 +85,17 @@ class StepShape:
     num_context_tokens: int
     """Tokens of context that the step's rows attended to, summed over its sequences."""
     num_sequences: int
+    num_prefill_pairs: int = 0
+    """Pairs of a prompt's row and a token that it attends to (`prompt_pairs`): what attention
+    computes for prompts; 0 where the engine does not tell."""
 
 
 NOTHING = StepShape(num_prefill_tokens=0, num_decoding=0, num_context_tokens=0, num_sequences=0)
+
+
+def prompt_pairs(num_rows: int, *, start: int) -> int:
+    """Return the pairs of a chunk of `num_rows` rows that begins at token `start` of its prompt."""
+    return num_rows * start + num_rows * (num_rows + 1) // 2
 
 
 class BatchingPolicy(Protocol):

@@ -1,10 +1,16 @@
 """Take all that waits, at once: the baseline of every other policy."""
 
+import math
+
 from deepseek.core.decisions import Decision
 from deepseek.core.load import DeviceLoad, ModelLoad
 from deepseek.core.qos import QoS
 from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, StepShape
-from deepseek.scheduling.batching.step_time import StepTimeEstimator, decoding_and_context
+from deepseek.scheduling.batching.step_time import (
+    StepTimeEstimator,
+    decoding_and_context,
+    prefill_depth,
+)
 
 
 class GreedyPolicy:
@@ -58,7 +64,13 @@ class GreedyPolicy:
         room = self._limits.max_tokens - decoding
         if room <= 0:
             return self._limits.max_tokens
+        if math.isinf(limit_s):
+            return self._limits.max_tokens
         prefill = self._estimator.largest_prefill(
-            limit_s, decoding=decoding, context=context, most=room
+            limit_s,
+            decoding=decoding,
+            context=context,
+            most=room,
+            depth=prefill_depth(demand.running, demand.waiting, most=room),
         )
         return decoding + prefill

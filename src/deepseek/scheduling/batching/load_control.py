@@ -26,6 +26,8 @@ POWER_AT_LIMIT = 0.98
 BANDWIDTH_FULL = 0.9
 IDLE_UTILIZATION = 0.1
 """Below this nobody wants the time that a fuller batch would save."""
+BUSY_REPORTS = 4
+"""In a row, after which an idle device is busy again: a single request makes it busy for one."""
 FULL_BATCH = 0.8
 _CLOCK_MEMORY = 0.1
 """Weight of the newest report in the clock that predictions have been learned at."""
@@ -64,6 +66,7 @@ class LoadControl:
         self._failed_reports = 0
         self._next_slow_s: float | None = None
         self._num_overloaded = self._num_idle = 0
+        self._is_idle, self._num_busy = False, 0
         self._ran_out_of_memory = False
         self._found: list[Decision] = []
 
@@ -239,7 +242,7 @@ class LoadControl:
             return
         utilization = seen.device.utilization
         oldest_s, rate = load.oldest_wait_s or 0.0, load.arrival_rate
-        is_idle = utilization is not None and utilization < IDLE_UTILIZATION
+        is_idle = self._is_nearly_idle(utilization)
         is_late = oldest_s > max(self.qos.max_wait_s, 0.5 * self.qos.ttft_s)
         is_alone = rate is not None and rate * self.qos.max_wait_s < 0.02
         self.may_hold = not (is_idle or is_late or is_alone or self.mode is Mode.OVERLOAD)
@@ -264,6 +267,17 @@ class LoadControl:
                 oldest_wait_s=load.oldest_wait_s,
                 arrival_rate=rate,
             )
+
+    def _is_nearly_idle(self, utilization: float | None) -> bool:
+        """Say whether the device is nearly idle, and has not been busy again for a while."""
+        if utilization is None:
+            self._is_idle = False
+        elif utilization < IDLE_UTILIZATION:
+            self._is_idle, self._num_busy = True, 0
+        else:
+            self._num_busy += 1
+            self._is_idle = self._is_idle and self._num_busy < BUSY_REPORTS
+        return self._is_idle
 
     # the slow loop
 

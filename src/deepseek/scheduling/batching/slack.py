@@ -5,8 +5,9 @@ The control law has three time scales; this is the fast one, `load_control` has 
 * A step takes prompts up to the token budget whose predicted time still fits the least time left
   to any deadline (Sarathi-Serve, arXiv:2403.02310, with the chunk sized by slack as in Niyama,
   arXiv:2503.22562).
-* Requests are admitted earliest deadline first. One that can no longer meet its deadline goes after
-  all that can, or is refused: serving it first would make the others late too.
+* Requests are admitted earliest deadline first. Where not all can meet their deadlines, the longest
+  prompts give way until the others can (see `lateness`): they go after all that can, one at a time
+  and by response ratio, or are refused. Serving them first would make more late.
 * Where deadlines leave slack and `max_wait_s` allows it, a step is held back until just before it
   must start: sequences share steps that each would have paid for alone, and the device's time goes
   to other models.
@@ -15,7 +16,7 @@ Without deadlines it is the greedy policy, bounded by what the sharing of the de
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
 from deepseek.core.decisions import Decision
@@ -29,8 +30,13 @@ from deepseek.scheduling.batching.base import (
     StepShape,
 )
 from deepseek.scheduling.batching.greedy import GreedyPolicy
+from deepseek.scheduling.batching.lateness import Pace, split_late
 from deepseek.scheduling.batching.load_control import LoadControl, Mode
-from deepseek.scheduling.batching.step_time import MIN_CHUNK_TOKENS, decoding_and_context
+from deepseek.scheduling.batching.step_time import (
+    MIN_CHUNK_TOKENS,
+    decoding_and_context,
+    prefill_depth,
+)
 
 _TIMER_S = 0.002
 """A wait may end so much late."""
@@ -39,10 +45,12 @@ _ITL_RESERVE = 0.08
 no later one to make up for a late step."""
 _DECODE_PART = 0.75
 """Part of the promised time between tokens that decoding may take; the rest is for prompts."""
-_HELD_PART = 0.15
+_HELD_PART = 0.1
 """Part of the batch cap from which on no step is held back."""
 _LOST_PART = 1 / 16
 """Part of the batch cap that requests which are late already may take."""
+_OVERLOAD_RESERVE = 1.1
+"""In overload more requests come before a prompt is computed than are counted now."""
 _LEAST_SAVING = 0.05
 """Part of a step that is fixed, below which sharing steps saves too little to wait for."""
 
@@ -85,7 +93,12 @@ class SlackPolicy(GreedyPolicy):
             self._limits.max_tokens,
             sum(r.num_pending for r in waiting) + sum(r.num_pending for r in running) - decoding,
         )
-        step_s = self._predict_safe(prefill=prefill, decoding=decoding, context=context + prefill)
+        step_s = self._predict_safe(
+            prefill=prefill,
+            decoding=decoding,
+            context=context + prefill,
+            depth=prefill_depth(running, waiting, most=self._limits.max_tokens),
+        )
         least_due_s = min(
             min((r.due_s for r in running if r.id not in self._lost), default=math.inf),
             min((r.due_s for r in waiting), default=math.inf),
@@ -100,37 +113,29 @@ class SlackPolicy(GreedyPolicy):
         if self._lost:
             self._lost.intersection_update(r.id for r in running)
         decoding, context = decoding_and_context(running)
-        least_s = math.inf
-        if math.isfinite(self._qos.itl_s) and running:
-            lost = self._lost
-            least_s = (
-                min(
-                    (r.due_s for r in running if r.num_pending == 1 and r.id not in lost),
-                    default=math.inf,
-                )
-                - now_s
-            )
+        slack_s = self._least_slack(running, now_s) / (1 + self._control.margin)
         floor_s = self._predict(prefill=MIN_CHUNK_TOKENS, decoding=decoding, context=context)
-        limit_s = min(max_step_s, max(least_s / (1 + self._control.margin), floor_s))
-        # A short answer has no later token to make up for one late step: steps keep room for their
-        # spread, but not where that would make others late, for it slows prompts down.
-        safe_s = min(limit_s, max(limit_s / self._estimator.spread, floor_s))
-        order, late = self._ordered(demand, decoding=decoding, context=context, limit_s=safe_s)
-        if late:
-            order, late = self._ordered(demand, decoding=decoding, context=context, limit_s=limit_s)
-        else:
-            limit_s = safe_s
+        limit_s = min(max_step_s, max(slack_s, floor_s))
+        # One token that is nearly due makes this step short, not those after it.
+        usual_s = min(max_step_s, max(slack_s, self._qos.itl_s / (1 + self._control.margin)))
+        order, late = self._ordered(
+            demand, decoding=decoding, context=context, limit_s=max(usual_s, limit_s)
+        )
+        if math.isfinite(slack_s) and not late and self._fits_one_step(order):
+            # Nobody waits for long: rather a smaller step than a token that comes late.
+            limit_s = min(max_step_s, max(slack_s / self._estimator.spread, floor_s))
         refused: Sequence[QueuedRequest] = ()
         if late and self._qos.late is LateRequests.REFUSE:
             refused = late
-        elif late and not order:
-            # A few at a time: each that runs is in the way of those who come in time.
-            order = late[: max(0, self._most_lost - len(self._lost))]
-            self._lost.update(r.id for r in order)
+        elif late and not order and self._has_time_for_late(running):
+            # The highest response ratio next: short ones soon, long ones not never.
+            order = [max(late, key=lambda r: (now_s - r.arrived_s) / r.num_pending)]
+            self._lost.add(order[0].id)
         if order and math.isinf(max_step_s) and not decoding and math.isfinite(order[0].due_s):
             # Nobody decodes: the first answer due bounds how much is done together with it.
             first_s = (order[0].due_s - now_s) / (1 + self._control.margin)
-            own_s = self._predict(prefill=order[0].num_pending, decoding=0, context=0)
+            prompt = order[0].num_pending
+            own_s = self._predict(prefill=prompt, decoding=0, context=0, depth=prompt / 2)
             limit_s = min(limit_s, max(first_s, own_s))
         return StepPlan(
             max_tokens=self._budget(demand, limit_s=limit_s / self._control.derating),
@@ -161,8 +166,7 @@ class SlackPolicy(GreedyPolicy):
     ) -> tuple[Sequence[QueuedRequest], list[QueuedRequest]]:
         """Return the waiting requests by deadline: those that can meet it, and those that cannot.
 
-        A request is reached when the prompts before it are computed, at the pace of steps as long
-        as this one may be.
+        Prompts are computed at the pace of steps that take `limit_s` at most.
         """
         waiting = demand.waiting
         if not waiting or math.isinf(self._qos.ttft_s):
@@ -172,38 +176,51 @@ class SlackPolicy(GreedyPolicy):
             return queue, []
         room = max(1, self._limits.max_tokens - decoding)
         chunk = self._estimator.largest_prefill(
-            limit_s, decoding=decoding, context=context, most=room
+            limit_s,
+            decoding=decoding,
+            context=context,
+            most=room,
+            depth=prefill_depth(demand.running, queue, most=room),
         )
-        step_s = self._predict(prefill=chunk, decoding=decoding, context=context + chunk)
+        full_s = self._predict(prefill=chunk, decoding=decoding, context=context + chunk)
         alone_s = self._predict(prefill=0, decoding=decoding, context=context)
-        per_token_s = step_s / chunk
-        marginal_s = max(0.0, step_s - alone_s) / chunk
         reserve = 1 + self._control.margin
         if self._control.mode is Mode.OVERLOAD:
-            reserve *= 1.1
-        in_time: list[QueuedRequest] = []
-        late: list[QueuedRequest] = []
-        ahead = sum(r.num_pending for r in demand.running if r.num_pending > 1)
-        start_s = demand.now_s
-        free = self._control.cap - len(demand.running)
-        place_s = self._control.place_s
-        for request in queue:
-            if len(in_time) >= free:
-                # Somebody must end before it can begin.
-                start_s = demand.now_s + (len(in_time) - free + 1) * place_s
-            tokens = ahead + request.num_pending
-            # Whole steps before the last; the last is as long as what it holds.
-            whole, rest = divmod(tokens - 1, chunk)
-            reached_s = whole * step_s + alone_s + (rest + 1) * marginal_s
-            reached_s = min(reached_s, tokens * per_token_s + alone_s)
-            if start_s + reached_s * reserve <= request.due_s:
-                in_time.append(request)
-                ahead = tokens
-                if len(in_time) >= free and tokens > self._limits.max_tokens:
-                    break  # no more can begin now; the rest is looked at again
-            else:
-                late.append(request)
-        return in_time, late
+            reserve *= _OVERLOAD_RESERVE
+        return split_late(
+            queue,
+            Pace(
+                chunk=chunk,
+                step_s=reserve * alone_s,
+                per_token_s=reserve * max(0.0, full_s - alone_s) / chunk,
+                per_pair_s=reserve * self._estimator.per_pair_s * self._control.derating,
+                place_s=self._control.place_s,
+            ),
+            now_s=demand.now_s,
+            ahead=sum(r.num_pending for r in demand.running if r.num_pending > 1),
+            num_places=self._control.cap - len(demand.running),
+        )
+
+    def _least_slack(self, running: Sequence[QueuedRequest], now_s: float) -> float:
+        """Return the least time left to a token of those that decode and are not lost."""
+        if math.isinf(self._qos.itl_s) or not running:
+            return math.inf
+        lost = self._lost
+        due = (r.due_s for r in running if r.num_pending == 1 and r.id not in lost)
+        return min(due, default=math.inf) - now_s
+
+    def _fits_one_step(self, order: Iterable[QueuedRequest]) -> bool:
+        return sum(r.num_pending for r in order) < self._limits.max_tokens
+
+    def _has_time_for_late(self, running: Sequence[QueuedRequest]) -> bool:
+        """Say whether one more late request may begin: each is in the way of those in time.
+
+        One prompt at a time: who comes meanwhile waits for all that has begun.
+        """
+        lost = self._lost
+        if len(lost) >= self._most_lost:
+            return False
+        return not lost or not any(r.num_pending > 1 and r.id in lost for r in running)
 
     def _most_running(self, *, context: int, max_step_s: float) -> int:
         """Return how many may run so that decoding is short enough, and leaves time for prompts."""
@@ -237,15 +254,24 @@ class SlackPolicy(GreedyPolicy):
         prefill = sum(r.num_pending for r in demand.waiting)
         if prefill >= self._limits.max_tokens:
             return False
-        step_s = self._predict(prefill=prefill, decoding=decoding, context=context)
+        step_s = self._predict(
+            prefill=prefill,
+            decoding=decoding,
+            context=context,
+            depth=prefill_depth(demand.running, demand.waiting, most=self._limits.max_tokens),
+        )
         return self._estimator.fixed_s >= _LEAST_SAVING * step_s
 
     # predictions
 
-    def _predict(self, *, prefill: int, decoding: int, context: int) -> float:
-        expected_s = self._estimator.predict(prefill=prefill, decoding=decoding, context=context)
+    def _predict(self, *, prefill: int, decoding: int, context: int, depth: float = 0.0) -> float:
+        expected_s = self._estimator.predict(
+            prefill=prefill, decoding=decoding, context=context, depth=depth
+        )
         return expected_s * self._control.derating
 
-    def _predict_safe(self, *, prefill: int, decoding: int, context: int) -> float:
-        safe_s = self._estimator.predict_safe(prefill=prefill, decoding=decoding, context=context)
+    def _predict_safe(self, *, prefill: int, decoding: int, context: int, depth: float) -> float:
+        safe_s = self._estimator.predict_safe(
+            prefill=prefill, decoding=decoding, context=context, depth=depth
+        )
         return safe_s * self._control.derating * (1 + self._control.margin)

@@ -1,19 +1,9 @@
 """The plug-in point of step policies: entry-point group `deepseek.step_policies`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from deepseek.core.qos import QoS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    """A model that could step now."""
-
-    model: str
-    step_s: float
-    """What its next step is expected to take; 0 where nothing is known yet."""
 
 
 class StepPolicy(Protocol):
@@ -26,8 +16,8 @@ class StepPolicy(Protocol):
         """
         ...
 
-    def pick(self, ready: Sequence[Contender]) -> str:
-        """Return the model of one of `ready`, which is never empty; changes only its own state."""
+    def pick(self, ready: Sequence[str]) -> str:
+        """Return the model to step, of those that could; changes only the policy's own state."""
         ...
 
     def charge(self, model: str, seconds: float) -> None:

@@ -8,11 +8,13 @@ of the others; what some do not use goes to whoever has work; being idle earns n
 
 Critical models with a reservation queue apart and go ahead of all others. Together they keep a
 credit, the time they were given beyond their reservations since they began to have work, and
-another model steps only where that credit pays for the step: so every window of a second, not only
-the long run, holds their share, less the credit's range: two steps of the others, where all steps
-are within `max_step_s`. The others get what is left, less a small headroom, as soon as it has been
-left; what they had no work for is not paid out later, beyond the one step that lets them begin at
-once.
+another model steps only while there is credit; its step may take more, which is paid back before
+the next one. So every window of a second, not only the long run, holds their share, less the
+credit's range: a step of the others, and what one of their own earns. (Waiting until the credit
+pays for the expected step lets it pile up where the step takes less, and be spent at once: the
+worst second then had 4 % less.) The others get what is left, less a small headroom, as soon as
+it has been left; what they had no work for is not paid out later, beyond the one step that lets
+them begin at once.
 
 Time is the sum of what has been charged: the device does nothing else.
 """
@@ -22,7 +24,6 @@ from collections.abc import Mapping, Sequence
 
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.qos import Priority, QoS
-from deepseek.scheduling.sharing.base import Contender
 from deepseek.scheduling.sharing.fair_queue import FairQueue
 
 _PRIORITY_FACTOR = {
@@ -40,8 +41,10 @@ _IDLE_FACTOR = 3.0
 """How much longer steps may be while no model with a reservation has work. They cannot break a
 share then, only delay the first step of one that wakes; and short steps of an encoder cost it
 much of its throughput."""
-_UNBOUNDED_STEP_S = 0.1
-"""What a step is taken for where nothing is known of it and nothing bounds it."""
+_IDLE_PART = 0.1
+"""Part of the promised time to the first token that such a step may take, where that is longer."""
+_CREDIT_TO_BEGIN_S = 1e-4
+"""Pays for one step of a model that begins to have work."""
 
 
 class FairShare:
@@ -61,18 +64,17 @@ class FairShare:
         self._ready: set[str] = set()
         self.reconfigure(models)
 
-    def pick(self, ready: Sequence[Contender]) -> str:
+    def pick(self, ready: Sequence[str]) -> str:
         """Return the model with the least virtual time, a critical one first inside its part."""
-        first = [c for c in ready if c.model in self._first]
-        others = [c for c in ready if c.model not in self._first]
+        first = [model for model in ready if model in self._first]
+        others = [model for model in ready if model not in self._first]
         self._note_ready(first, others)
         if not first:
             return self._others.pick()
         if not others:
             return self._first.pick()
-        steps_s = {c.model: c.step_s or self._step_bound_s for c in others}
-        pays = self._credit_s >= self._kept * steps_s[self._others.next()]
-        return self._others.pick() if pays else self._first.pick()
+        # Not at zero: where they have just begun to have work, critical models go first.
+        return self._others.pick() if self._credit_s > 0 else self._first.pick()
 
     def charge(self, model: str, seconds: float) -> None:
         """Advance a model's virtual time, and the critical models' credit."""
@@ -97,7 +99,12 @@ class FairShare:
         reserved = {name for name, qos in others.items() if qos.reserved_share > 0}
         if not reserved:
             return math.inf
-        return self._max_step_s * (1.0 if reserved & self._ready else _IDLE_FACTOR)
+        if reserved & self._ready:
+            return self._max_step_s
+        # An infinite promise is none: then there is no telling what a longer step would harm.
+        promised_s = min(self._qos[name].ttft_s for name in reserved)
+        patience_s = 0.0 if math.isinf(promised_s) else _IDLE_PART * promised_s
+        return max(_IDLE_FACTOR * self._max_step_s, patience_s)
 
     def reconfigure(self, models: Mapping[str, QoS]) -> None:
         """Take new parts; virtual times stay, so that nobody gains or loses by the change."""
@@ -109,19 +116,14 @@ class FairShare:
         self._kept = _kept(self._first.ready_weight)
         self._qos = dict(models)
 
-    @property
-    def _step_bound_s(self) -> float:
-        return self._max_step_s if math.isfinite(self._max_step_s) else _UNBOUNDED_STEP_S
-
-    def _note_ready(self, first: Sequence[Contender], others: Sequence[Contender]) -> None:
-        self._ready = {contender.model for contender in (*first, *others)}
+    def _note_ready(self, first: Sequence[str], others: Sequence[str]) -> None:
+        self._ready = {*first, *others}
         if not self._first.has_ready:
             self._credit_s = 0.0
         if others and not self._others.has_ready:
-            longest_s = max(c.step_s or self._step_bound_s for c in others)
-            self._credit_s = min(self._credit_s, self._kept * longest_s)
-        self._first.note_ready({c.model for c in first})
-        self._others.note_ready({c.model for c in others})
+            self._credit_s = min(self._credit_s, _CREDIT_TO_BEGIN_S)
+        self._first.note_ready(set(first))
+        self._others.note_ready(set(others))
         self._kept = _kept(self._first.ready_weight)
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 from deepseek.core.qos import QoS
-from deepseek.scheduling.sharing.base import Contender
 
 
 class RoundRobin:
@@ -15,13 +14,12 @@ class RoundRobin:
         self._order = list(models)
         self._last = -1
 
-    def pick(self, ready: Sequence[Contender]) -> str:
+    def pick(self, ready: Sequence[str]) -> str:
         """Return the next model after the last one."""
-        names = {contender.model for contender in ready}
         count = len(self._order)
         for offset in range(1, count + 1):
             index = (self._last + offset) % count
-            if self._order[index] in names:
+            if self._order[index] in ready:
                 self._last = index
                 return self._order[index]
         raise LookupError("pick() was called with no model that this policy knows")

@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol, cast
 
-from deepseek.scheduling.batching.base import QueuedRequest, StepLimits, StepPlan, StepShape
+from deepseek.scheduling.batching.base import (
+    QueuedRequest,
+    StepLimits,
+    StepPlan,
+    StepShape,
+    prompt_pairs,
+)
 from deepseek.scheduling.simulation.requests import SimulatedRequest
 
 BLOCK_TOKENS = 16
@@ -296,21 +302,24 @@ class EncoderQueue:
 
 
 def _batch(decoding: list[SimulatedRequest], chunks: list[tuple[SimulatedRequest, int]]) -> Batch:
-    num_decoding = num_prefill = num_context = 0
+    num_decoding = num_prefill = num_context = num_pairs = 0
     for request in decoding:
         num_context += request.num_computed + 1
         if request.num_output:
             num_decoding += 1
         else:
+            num_pairs += prompt_pairs(1, start=request.num_computed)
             num_prefill += 1  # a prompt's last token, or its only one
     for request, num_rows in chunks:
         num_context += request.num_computed + num_rows
         num_prefill += num_rows
+        num_pairs += prompt_pairs(num_rows, start=request.num_computed)
     shape = StepShape(
         num_prefill_tokens=num_prefill,
         num_decoding=num_decoding,
         num_context_tokens=num_context,
         num_sequences=len(decoding) + len(chunks),
+        num_prefill_pairs=num_pairs,
     )
     return Batch(decoding=decoding, chunks=chunks, shape=shape)
 

@@ -16,7 +16,7 @@ from deepseek.core.load import DeviceLoad, ModelLoad
 from deepseek.core.qos import QoS
 from deepseek.scheduling.batching.base import Demand, StepLimits, StepShape
 from deepseek.scheduling.batching.registry import PolicyMaker, policy_named_by
-from deepseek.scheduling.sharing.base import Contender, StepPolicy
+from deepseek.scheduling.sharing.base import StepPolicy
 from deepseek.scheduling.sharing.registry import make_step_policy
 from deepseek.scheduling.simulation.outcome import (
     ModelOutcome,
@@ -177,7 +177,6 @@ class _Model:
         self.decisions: list[Decision] = []
         self.num_steps = 0
         self.busy_s = 0.0
-        self.step_s = 0.0
         self.num_over = 0
         self._qos = setup.qos
         self._meter = meter
@@ -222,7 +221,6 @@ class _Model:
         seconds = device.seconds(self.times, batch.shape, now_s)
         self.busy_s += seconds
         self.num_steps += 1
-        self.step_s += (seconds - self.step_s) / min(self.num_steps, 8)
         self._account(batch, device, now_s, seconds)
         return seconds
 
@@ -345,20 +343,17 @@ class _Simulation:
             models={model.name: model.outcome() for model in models}, duration_s=self._now_s
         )
 
-    def _ready(self, models: Sequence[_Model]) -> tuple[list[Contender], float]:
+    def _ready(self, models: Sequence[_Model]) -> tuple[list[str], float]:
         """Return who could step now; and the time of the next event."""
         now_s = self._now_s
         next_s = self._next_report_s
-        ready: list[Contender] = []
+        ready: list[str] = []
         for model in models:
             ready_at_s = model.ready_at(now_s)
             if ready_at_s <= now_s:
-                ready.append(Contender(model=model.name, step_s=self._expected_s(model)))
+                ready.append(model.name)
             next_s = min(next_s, ready_at_s, model.next_arrival_s)
         return ready, next_s
-
-    def _expected_s(self, model: _Model) -> float:
-        return min(model.step_s, self._policy.max_step_s(model.name))
 
     def _step(self, model: _Model) -> None:
         max_step_s = self._policy.max_step_s(model.name)

@@ -1,7 +1,8 @@
 """What a step takes, and how that is learned from a step record of the real engine.
 
-The model is `t = fixed + prefill * a + decoding * b + context * c`, with noise that multiplies. A
-record is what a worker writes where `pools.NAME.step_record` is set: one JSON line per step.
+The model is `t = fixed + prefill * a + decoding * b + context * c + pairs * d`, with noise that
+multiplies. A record is what a worker writes where `pools.NAME.step_record` is set: one JSON line
+per step.
 """
 
 import itertools
@@ -37,6 +38,7 @@ class StepTimes:
     per_prefill_token_s: float
     per_decoding_s: float
     per_context_token_s: float
+    per_prefill_pair_s: float = 0.0
     noise: float = 0.0
     """Standard deviation of the logarithm of a step's time."""
     between_s: float = 0.0
@@ -49,15 +51,17 @@ class StepTimes:
             + self.per_prefill_token_s * shape.num_prefill_tokens
             + self.per_decoding_s * shape.num_decoding
             + self.per_context_token_s * shape.num_context_tokens
+            + self.per_prefill_pair_s * shape.num_prefill_pairs
         )
 
 
 SMALL_CHAT_ON_ONE_CORE = StepTimes(
-    fixed_s=0.0081,
-    per_prefill_token_s=0.00079,
-    per_decoding_s=0.00062,
-    per_context_token_s=2.8e-6,
-    noise=0.13,
+    fixed_s=0.0083,
+    per_prefill_token_s=0.00067,
+    per_decoding_s=0.00066,
+    per_context_token_s=2.5e-6,
+    per_prefill_pair_s=7.9e-7,
+    noise=0.051,
     between_s=0.0002,
 )
 """SmolLM2-135M in INT8 on one server core, as `benchmarks/batching.py --only fit` found it."""
@@ -75,6 +79,7 @@ class StepTiming(msgspec.Struct, frozen=True, kw_only=True):
     decoding: int
     context: int
     sequences: int
+    pairs: int = 0
 
     @property
     def shape(self) -> StepShape:
@@ -83,6 +88,7 @@ class StepTiming(msgspec.Struct, frozen=True, kw_only=True):
             num_decoding=self.decoding,
             num_context_tokens=self.context,
             num_sequences=self.sequences,
+            num_prefill_pairs=self.pairs,
         )
 
 
@@ -141,7 +147,7 @@ def fit_step_times(record: Sequence[StepTiming]) -> Fit:
             f"{WARM_UP_STEPS + _LEAST_STEPS} at least: record a longer run",
             param="step_record",
         )
-    features = np.array([[1.0, s.prefill, s.decoding, s.context] for s in steps])
+    features = np.array([[1.0, s.prefill, s.decoding, s.context, s.pairs] for s in steps])
     seconds = np.array([s.s for s in steps])
     is_held_out = np.arange(len(steps)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     costs = _fitted(features[~is_held_out], seconds[~is_held_out])
@@ -152,6 +158,7 @@ def fit_step_times(record: Sequence[StepTiming]) -> Fit:
         per_prefill_token_s=float(costs[1]),
         per_decoding_s=float(costs[2]),
         per_context_token_s=float(costs[3]),
+        per_prefill_pair_s=float(costs[4]),
         noise=_spread(np.log(seconds / (features @ costs))),
         between_s=_between_s(record),
     )

@@ -149,11 +149,11 @@ def hosted(engine: Engine) -> HostedModel:
 class Running:
     """A loop in a thread, and what it has sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Sequence[Engine] = ()) -> None:
         self.adapted = AdaptedEngine()
         self.commands: Inbox = SimpleQueue()
         self.events: SimpleQueue[Event] = SimpleQueue()
-        engines: list[Engine] = [self.adapted, OneTokenEngine()]
+        engines: list[Engine] = [self.adapted, OneTokenEngine(), *others]
         qos = QoS()
         loop = StepLoop(
             [hosted(engine) for engine in engines],
@@ -181,8 +181,8 @@ class Running:
 
 
 @contextmanager
-def running_loop() -> Iterator[Running]:
-    running = Running()
+def running_loop(others: Sequence[Engine] = ()) -> Iterator[Running]:
+    running = Running(others)
     try:
         yield running
     finally:
@@ -291,3 +291,31 @@ def test_work_ahead_that_fails_is_the_failure_of_its_own_model() -> None:
     work = [one_token(13, "ahead"), one_token(2, "plain")]
     assert run_to_the_end([ahead, OneTokenEngine()], work) == ["ahead", "ahead", "plain"]
     assert not ahead.has_work
+
+
+class ColdEngine(OneTokenEngine):
+    """Has something to do that its first step should not wait for."""
+
+    name = "cold"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_warm = threading.Event()
+        self.num_warmed = 0
+
+    def warm_up(self) -> None:
+        assert not self.has_work
+        self.num_warmed += 1
+        self.is_warm.set()
+
+
+def test_an_engine_warms_up_once_and_while_nobody_waits() -> None:
+    cold = ColdEngine()
+    with running_loop([cold]) as running:
+        running.commands.put(one_token(1, "cold"))
+        assert running.next_event() == StepOutput([TokenDelta(1, [7], "length")])
+        assert not cold.is_warm.is_set(), "a request comes first"
+        assert cold.is_warm.wait(timeout=5)
+        running.commands.put(one_token(2, "cold"))
+        assert running.next_event() == StepOutput([TokenDelta(2, [7], "length")])
+    assert cold.num_warmed == 1

@@ -97,10 +97,6 @@ def load_decoder_engine(
             is_asynchronous=len(spec.models) == 1,
         )
         runner.capture()
-    grammars = GrammarCompiler(
-        directory.path, vocab_size=decoder.vocab_size, eos_token_ids=eos_token_ids
-    )
-    grammars.warm_up()
     engine = DecoderEngine(
         model.name,
         runner,
@@ -110,7 +106,9 @@ def load_decoder_engine(
             max_running=limits.max_running,
             lookahead=0 if head is None else 1,
         ),
-        grammars=grammars,
+        grammars=GrammarCompiler(
+            directory.path, vocab_size=decoder.vocab_size, eos_token_ids=eos_token_ids
+        ),
         eos_token_ids=eos_token_ids,
         vocab_size=decoder.vocab_size,
         max_model_len=max_len,

@@ -10,7 +10,7 @@ from deepseek.core.load import DeviceLoad, ModelLoad
 from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest
 from deepseek.core.wire import Encoded, Failed, TokenDelta
-from deepseek.engine.base import Engine, Output, Request, StepReport
+from deepseek.engine.base import Engine, Output, Request, StepReport, WarmUp
 from deepseek.scheduling.batching.base import BatchingPolicy, Demand, QueuedRequest
 from deepseek.scheduling.batching.registry import PolicyMaker, policy_named_by
 from deepseek.telemetry.meters import ModelMeter
@@ -47,11 +47,23 @@ class HostedModel:
         """Device time used."""
         self.num_steps = 0
         self._refuse_s = 1.0
+        self._is_warm = False
         engine.expect(qos)
 
     @property
     def name(self) -> str:
         return self.engine.name
+
+    @property
+    def can_warm_up(self) -> bool:
+        """True while `warm_up` would do something."""
+        return not self._is_warm and isinstance(self.engine, WarmUp)
+
+    def warm_up(self) -> None:
+        """Have the engine do, once, what the first request of some kind would wait for."""
+        if not self._is_warm and isinstance(self.engine, WarmUp):
+            self.engine.warm_up()
+        self._is_warm = True
 
     def add(self, request: Request, *, now_s: float) -> None:
         """Queue a request; raises as `Engine.add`."""

@@ -39,6 +39,9 @@ from deepseek.telemetry.sampling import DeviceSampler
 
 logger = logging.getLogger(__name__)
 
+_IDLE_S = 0.25
+"""How long nothing has happened when the loop does what nobody waits for."""
+
 Inbox = SimpleQueue[Command | AdapterRead | None]
 """What the loop does between two steps; None: the platform is gone."""
 
@@ -72,6 +75,8 @@ class StepLoop:
         self._started_s = time.monotonic()
         self._busy = DeviceBusy(self._started_s)
         self._next_report_s = 0.0
+        self._last_work_s = self._started_s
+        """When a command came or a step ended."""
         self._stopping = False
         self._last: HostedModel | None = None
         """Who stepped last: the device may still be at it."""
@@ -97,6 +102,19 @@ class StepLoop:
                 self._step(self._policy.pick(ready))
             elif self._stopping:
                 return
+            else:
+                wait_s = min(wait_s, self._use_idle_time())
+
+    def _use_idle_time(self) -> float:
+        """Do one thing that nobody waits for; return when to come back for the next."""
+        cold = next((model for model in self._models.values() if model.can_warm_up), None)
+        if cold is None:
+            return self._interval_s
+        idle_s = time.monotonic() - self._last_work_s
+        if idle_s < _IDLE_S:
+            return _IDLE_S - idle_s
+        cold.warm_up()
+        return 0.0
 
     def _ready(self, now_s: float) -> tuple[list[str], float]:
         """Return who could step now; and how long to wait for commands before looking again."""
@@ -122,7 +140,7 @@ class StepLoop:
             logger.exception("a step of model %s failed", name)
             self._fail(model, error, started_s=started_s)
             return
-        ended_s = time.monotonic()
+        ended_s = self._last_work_s = time.monotonic()
         seconds = ended_s - started_s
         self._charge(model, seconds)
         model.account(result, seconds=seconds, now_s=ended_s)
@@ -199,6 +217,7 @@ class StepLoop:
             return True
 
     def _apply(self, command: Command | AdapterRead) -> None:
+        self._last_work_s = time.monotonic()
         match command:
             case Generate(requests):
                 for request in requests:

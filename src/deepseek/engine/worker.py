@@ -98,6 +98,7 @@ def _load_models(spec: WorkerSpec, device: str) -> tuple[list[HostedModel], list
         try:
             engine, info = load_model(model, spec, device=device)
             hosted.append(_hosted(model, engine, make_policy))
+            hosted[-1].warm_up()  # nobody waits yet
         except (DeepseekError, OSError) as error:
             logger.error("model %s cannot be loaded: %s", model.name, error)
             info = failed_info(model, error)

@@ -181,6 +181,10 @@ class DecoderEngine:
         self._scheduler.running.clear()
         self._runner.close()
 
+    def warm_up(self) -> None:
+        """Read the tokenizer, which constrained requests need and others do not."""
+        self._grammars.warm_up()
+
     def prepare_adapter(self, name: str, path: Path) -> Callable[[], None]:
         """Read a LoRA adapter; see `deepseek.engine.base.AdapterHost`."""
         matrices = self._adapters.read(path)

@@ -89,6 +89,8 @@ class FbgemmInt8Linear(torch.nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._packed = _fbgemm_packed(*quantize_rows(weight))
+        self.packed_bytes = weight.numel()
+        """What FBGEMM's own object holds, which does not say so."""
         self._bias = None if bias is None else bias.float()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -79,8 +79,8 @@ class ModelLoad:
     """Least time left until a deadline among the waiting and running; negative: missed; None:
     nothing is due."""
     residency: Residency = Residency.READY
-    weights_bytes: int = 0
-    """Memory that its weights take now."""
+    weights_bytes: int | None = None
+    """Memory that its weights take now, where models may be absent."""
     load_s: float | None = None
     """How long its last load took that somebody waited for; None: there was none."""
     num_loads: int = 0

@@ -21,10 +21,12 @@ from serving_measures.transformers_serve import MODES, install, serve_peer
 
 from deepseek.cli.load.traces import TraceRow
 from deepseek.weights.cache import ModelCache
+from headline_measures.cpu_slices import sliced
 from headline_measures.systems import (
     BACKGROUND,
     CRITICAL,
     MODELS,
+    SLICE_CORES,
     first_core,
     write_plain,
     write_separate,
@@ -84,7 +86,10 @@ def headline(run: Run) -> list[Row]:
     with serve(run, plain, name="alone") as platform:
         backlogged(platform.url, MODELS, 3.0)  # warm
         best = {m: backlogged(platform.url, (m,), short_s)[m] for m in MODELS}
-    with serve(run, separate, name="separate") as platform:
+    with (
+        serve(run, separate, name="separate") as platform,
+        sliced(platform.workers(), cores=SLICE_CORES),
+    ):
         slices = backlogged(platform.url, MODELS, short_s)
         arrivals = paced(rows, per_second=_CRITICAL_LOAD * slices[CRITICAL])
         arrivals = [row for row in arrivals if row.arrival_s < seconds]

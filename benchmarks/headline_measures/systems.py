@@ -1,8 +1,9 @@
 """The two ways to serve the same four models on the same two cores.
 
 *Separate*: what users have today. Every model has a server process of its own with a fixed batch,
-and an equal slice of the machine: two processes on each of the two cores. The engine is ours in
-both, so that only scheduling differs.
+and an equal slice of the machine, as a container's CPU limit makes it: two processes on each of the
+two cores, each with half of its time at most. The engine is ours in both, so that only scheduling
+differs.
 
 *Shared*: one worker with all models on both cores; the critical one has a reservation.
 """
@@ -17,6 +18,9 @@ from serving_measures.platform import MeasurementFailed
 CRITICAL = "chat"
 BACKGROUND = ("assistant", "embed", "classify")
 MODELS = (CRITICAL, *BACKGROUND)
+
+SLICE_CORES = 0.5
+"""Of each of the four."""
 
 _SOURCES = {
     "chat": "smollm2-135m",

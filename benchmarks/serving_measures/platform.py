@@ -56,13 +56,18 @@ class RunningPlatform:
 
     def worker(self) -> psutil.Process | None:
         """Return the worker's process, while there is one."""
+        return next(iter(self.workers()), None)
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the worker processes."""
+        found: list[psutil.Process] = []
         for child in self.gateway.children(recursive=True):
             try:
                 if "deepseek.engine.worker" in child.cmdline():
-                    return child
+                    found.append(child)
             except psutil.Error:
                 continue  # it ended while we looked
-        return None
+        return found
 
     def resident_bytes(self) -> tuple[int, int]:
         """Return the resident memory of the gateway and of the worker."""

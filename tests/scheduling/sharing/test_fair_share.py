@@ -1,5 +1,6 @@
 """Shares of device time: bounds under generated loads, no starvation, no credit for idling."""
 
+import dataclasses
 import math
 import random
 
@@ -222,6 +223,11 @@ def test_steps_are_bounded_beside_a_reservation_only() -> None:
     assert reserved.max_step_s("other") == MAX_STEP_S
     reserved.pick(["other"])
     assert reserved.max_step_s("other") == pytest.approx(3 * MAX_STEP_S)
+    patient = dataclasses.replace(CRITICAL, ttft_s=1.0)
+    promised = FairShare({"critical": patient, "other": QoS()}, max_step_s=MAX_STEP_S)
+    assert promised.max_step_s("other") == pytest.approx(0.1), "a tenth of what is promised"
+    promised.pick(["critical", "other"])
+    assert promised.max_step_s("other") == MAX_STEP_S
     alone = FairShare({"critical": CRITICAL}, max_step_s=MAX_STEP_S)
     assert alone.max_step_s("critical") == math.inf
 

@@ -41,11 +41,10 @@ _IDLE_FACTOR = 3.0
 """How much longer steps may be while no model with a reservation has work. They cannot break a
 share then, only delay the first step of one that wakes; and short steps of an encoder cost it
 much of its throughput."""
+_IDLE_PART = 0.1
+"""Part of the promised time to the first token that such a step may take, where that is longer."""
 _CREDIT_TO_BEGIN_S = 1e-4
 """Pays for one step of a model that begins to have work."""
-_MOST_STEPS_OWED = 2.0
-"""Longest steps of the others that credit pays for in a row. Bounded steps of critical models earn
-one at most; a stall (a kernel that is compiled) would earn many, and break the next second."""
 
 
 class FairShare:
@@ -85,8 +84,7 @@ class FairShare:
             earned_s = seconds
         else:
             self._others.charge(model, seconds)
-        credit_s = self._credit_s + earned_s - self._kept * seconds
-        self._credit_s = min(credit_s, _MOST_STEPS_OWED * self._max_step_s)
+        self._credit_s += earned_s - self._kept * seconds
 
     def max_step_s(self, model: str) -> float:
         """Return the bound where another model has a reservation that a long step would break.
@@ -101,7 +99,12 @@ class FairShare:
         reserved = {name for name, qos in others.items() if qos.reserved_share > 0}
         if not reserved:
             return math.inf
-        return self._max_step_s * (1.0 if reserved & self._ready else _IDLE_FACTOR)
+        if reserved & self._ready:
+            return self._max_step_s
+        # An infinite promise is none: then there is no telling what a longer step would harm.
+        promised_s = min(self._qos[name].ttft_s for name in reserved)
+        patience_s = 0.0 if math.isinf(promised_s) else _IDLE_PART * promised_s
+        return max(_IDLE_FACTOR * self._max_step_s, patience_s)
 
     def reconfigure(self, models: Mapping[str, QoS]) -> None:
         """Take new parts; virtual times stay, so that nobody gains or loses by the change."""

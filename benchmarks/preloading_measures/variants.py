@@ -7,10 +7,10 @@ from deepseek.scheduling.preloading.rankings import Foreseen, GreedyDual
 
 
 class BySize:
-    """The forecast times a power of the size: 0 is `Foreseen`'s numerator, 2 weighs bytes twice."""
+    """The forecast in another relation to the size."""
 
     def __init__(self, power: float) -> None:
-        """`power`: 1 ranks by the probability alone, 2 by probability times size."""
+        """`power`: 0 is by the byte as `Foreseen`, 1 the probability alone, 2 times the size."""
         self._demand = Demand()
         self._power = power
 
@@ -79,7 +79,7 @@ class OneForecast:
         """Ignore it."""
 
 
-def _alone(ranking: BySize | Foreseen | OneForecast, *, margin: float = 1.25) -> RankedPreloader:
+def _alone(ranking: BySize | Foreseen | OneForecast, *, margin: float = 1.5) -> RankedPreloader:
     return RankedPreloader(eviction=ranking, preloading=ranking, margin=margin)
 
 
@@ -96,6 +96,6 @@ VARIANTS = {
         eviction=GreedyDual(), preloading=Foreseen(Demand())
     ),
     "margin 1.05": lambda: _alone(Foreseen(Demand()), margin=1.05),
-    "margin 1.5": lambda: _alone(Foreseen(Demand()), margin=1.5),
+    "margin 1.25": lambda: _alone(Foreseen(Demand()), margin=1.25),
     "margin 2": lambda: _alone(Foreseen(Demand()), margin=2.0),
 }

@@ -18,7 +18,7 @@ from deepseek.scheduling.preloading.base import (
 )
 from deepseek.scheduling.preloading.rankings import Ranking
 
-_MARGIN = 1.25
+_MARGIN = 1.5
 """How many times more a preload must be worth than what it displaces: estimates waver, and an
 exchange costs a copy."""
 _NEAREST_FIRST = (Tier.DEVICE, Tier.HOST)

@@ -89,7 +89,13 @@ class Session:
 
 @contextmanager
 def open_session(
-    directory: Path, *, dtype: str = "bfloat16", max_running: int = 256, max_len: int = 16384
+    directory: Path,
+    *,
+    dtype: str = "bfloat16",
+    max_running: int = 256,
+    max_len: int = 16384,
+    kv_cache_bytes: int | None = None,
+    host_weights_bytes: int = 0,
 ) -> Iterator[Session]:
     """Load a model directory on the GPU as a worker would."""
     model = ModelSpec(
@@ -100,7 +106,8 @@ def open_session(
         socket_path="",
         device="cuda",
         models=[model],
-        kv_cache_bytes=None,
+        kv_cache_bytes=kv_cache_bytes,
+        host_weights_bytes=host_weights_bytes,
         max_step_tokens=8192,
         max_running=max_running,
     )

@@ -1,6 +1,7 @@
 """`deepseek models` on a cache of its own."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,70 @@ def test_a_copy_is_the_caches_own(
     row = listed(capsys)["mine"]
     assert (row["state"], row["task"]) == ("ready", "embed")
     assert row["path"] == str(home / "models" / "mine")
+
+
+def test_weights_can_be_added_as_chunks_checked_shared_and_collected(
+    tiny_llama_dir: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = ["models", "add", "--chunks", "--path", str(tiny_llama_dir)]
+    assert main([*add, "one"]) == 0
+    assert main([*add, "two"]) == 0
+    assert "one: importing" in capsys.readouterr().err
+    rows = listed(capsys)
+    weights = (tiny_llama_dir / "model.safetensors").stat().st_size
+    for name in ("one", "two"):
+        assert (rows[name]["state"], rows[name]["task"]) == ("ready", "generate")
+        assert rows[name]["size_bytes"] > weights
+        assert not list((home / "models" / name).glob("*.safetensors"))
+    packs = list((home / "chunks" / "packs").iterdir())
+    assert sum(512 * pack.stat().st_blocks for pack in packs) < 1.1 * weights, (
+        "two models, one copy"
+    )
+    assert main(["models", "verify"]) == 0
+    assert capsys.readouterr().out == "one: intact\ntwo: intact\n"
+    assert main(["models", "remove", "one"]) == 0
+    assert "deepseek models gc" in capsys.readouterr().out
+    assert main(["models", "gc"]) == 0
+    assert capsys.readouterr().out == "removed 0 chunks, freed 0 MiB\n"
+    assert main(["models", "remove", "two"]) == 0
+    capsys.readouterr()
+    assert main(["models", "gc"]) == 0
+    assert re.fullmatch(r"removed \d+ chunks, freed \d+ MiB\n", capsys.readouterr().out)
+    assert list((home / "chunks" / "packs").iterdir()) == []
+
+
+def test_a_damaged_chunk_is_named_and_the_exit_code_says_so(
+    tiny_llama_dir: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["models", "add", "mine", "--chunks", "--path", str(tiny_llama_dir)])
+    with (home / "chunks" / "packs" / "000001.pack").open("r+b") as pack:
+        pack.write(b"damage")
+    capsys.readouterr()
+    for command in (["models", "verify"], ["models", "verify", "mine"]):
+        assert main(command) == 1
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("mine: tensor model.embed_tokens.weight: chunk 0: chunk ")
+        assert "000001.pack is damaged" in line
+    (home / "models" / "mine" / "model.chunks.json").write_text("{")
+    assert main(["models", "verify"]) == 1
+    assert "model.chunks.json is damaged" in capsys.readouterr().out
+    assert main(["models", "remove", "mine"]) == 0
+    capsys.readouterr()
+    assert main(["models", "verify"]) == 0
+    assert capsys.readouterr().out == "no model is in the chunk store\n"
+
+
+def test_only_chunks_can_be_verified(
+    tiny_llama_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["models", "add", "mine", "--path", str(tiny_llama_dir)])
+    assert main(["models", "verify", "mine"]) == 2
+    assert "only models added with --chunks" in capsys.readouterr().err
+
+
+def test_chunks_need_a_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "add", "smollm2-135m", "--chunks"]) == 2
+    assert "--chunks needs --path" in capsys.readouterr().err
 
 
 def test_a_broken_model_is_listed_with_its_fault(

@@ -36,6 +36,7 @@ def engine_on(
     kv_cache_bytes: int = 64 * 2**20,
     max_running: int = 8,
     num_models: int = 1,
+    host_weights_bytes: int = 0,
 ) -> DecoderEngine:
     """Load as a worker does, so that engines to be compared differ in nothing but the device."""
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -50,6 +51,7 @@ def engine_on(
         kv_cache_bytes=kv_cache_bytes * num_models,
         max_step_tokens=48,
         max_running=max_running,
+        host_weights_bytes=host_weights_bytes,
     )
     engine, _ = load_engine(model, spec, device=device)
     assert isinstance(engine, DecoderEngine)
@@ -117,3 +119,33 @@ def test_sampled_answers_repeat_and_do_not_depend_on_the_batch(tmp_path: Path) -
     engine = engine_on("cuda", path)
     alone = {request.id: run_all(engine, [request])[request.id] for request in requests}
     assert together == alone
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_a_model_that_left_the_device_comes_back_as_it_was(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "model")
+    requests = mixed_requests(vocab_size(path))
+    expected = run_all(engine_on("cuda", path), requests)
+    engine = engine_on("cuda", path, host_weights_bytes=2**30)
+    assert engine.can_park
+    assert run_all(engine, requests) == expected, "graphs hold the new addresses"
+    free = torch.cuda.mem_get_info()[0]
+    engine.park()
+    assert torch.cuda.mem_get_info()[0] >= free + 64 * 2**20, "attention state at the least"
+    # Somebody else has the memory meanwhile, and leaves other things in it.
+    torch.full((48 * 2**20,), 3.4e38, device="cuda")
+    torch.cuda.empty_cache()
+    engine.wake()
+    assert run_all(engine, requests) == expected
+    assert engine.load().prefix_hit_tokens == 0 or engine.load().kv_tokens_used == 0
+    engine.close()
+
+
+def test_a_model_with_work_does_not_leave_the_device(tmp_path: Path) -> None:
+    path = tiny_models.write_llama(tmp_path / "model")
+    engine = engine_on("cuda", path, host_weights_bytes=2**30)
+    engine.add(greedy(1, [5] * 20, 4))
+    with pytest.raises(RuntimeError, match="has work"):
+        engine.park()

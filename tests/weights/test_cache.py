@@ -23,6 +23,7 @@ from deepseek.core.requests import Task
 from deepseek.weights.cache import ModelCache
 from deepseek.weights.child_process import environment_of_own_modules
 from deepseek.weights.progress import SilentProgress
+from deepseek.weights.store.collection import collect_garbage
 from tests.weights.gguf_files import write_gguf
 
 SILENT = SilentProgress()
@@ -83,6 +84,47 @@ def test_a_copy_outlives_its_source(
     cache.remove("mine")
     assert not path.exists()
     assert hidden_files(cache) == [".mine.lock"]
+
+
+def test_what_is_in_the_chunk_store_is_not_put_there_again(
+    tiny_llama_dir: Path, cache: ModelCache
+) -> None:
+    path = cache.add_chunks("mine", tiny_llama_dir)
+    with pytest.raises(ModelSourceError, match="register it without --chunks"):
+        cache.add_chunks("other", path)
+    with pytest.raises(ModelSourceError, match="register it without --copy"):
+        cache.add_path("other", path, copy=True)
+    assert cache.add_path("other", path).resolve() == path
+    assert [(model.name, model.error) for model in cache.list()] == [
+        ("mine", None),
+        ("other", None),
+    ]
+    with pytest.raises(ModelSourceError, match="deepseek models remove mine"):
+        cache.add_chunks("mine", tiny_llama_dir)
+
+
+def test_a_cache_may_move_with_its_chunks(
+    tiny_llama_dir: Path, tmp_path: Path, cache: ModelCache
+) -> None:
+    cache.add_chunks("mine", tiny_llama_dir)
+    cache.root.rename(tmp_path / "elsewhere")
+    moved = ModelCache(tmp_path / "elsewhere")
+    assert [model.error for model in moved.list()] == [None]
+    collect_garbage(moved.chunk_store, progress=SILENT)
+    assert [model.error for model in moved.list()] == [None]
+
+
+def test_only_weights_stay_behind_at_an_import(
+    tiny_llama_dir: Path, tmp_path: Path, cache: ModelCache
+) -> None:
+    source = Path(shutil.copytree(tiny_llama_dir, tmp_path / "source"))
+    for name in ("pytorch_model.bin", "onnx/model.onnx", "2_Dense/model.safetensors", ".git/x"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"x")
+    path = cache.add_chunks("mine", source)
+    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    before = {file.name for file in tiny_llama_dir.iterdir()} - {"model.safetensors"}
+    assert names == {*before, "model.chunks.json", "2_Dense/model.safetensors"}
 
 
 def test_cached_files_are_readable_as_the_umask_allows(

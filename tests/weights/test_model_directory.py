@@ -9,6 +9,7 @@ import pytest
 
 from deepseek.core.errors import CorruptWeights, DeepseekError, ModelSourceError, UnsupportedModel
 from deepseek.core.requests import Task
+from deepseek.weights.cache import ModelCache
 from deepseek.weights.model_directory import open_model_directory
 
 
@@ -110,6 +111,17 @@ def test_all_shards_of_an_index_are_listed(tiny_llama_dir: Path, tmp_path: Path)
     names = [file.name for file in directory.weight_files]
     assert len(names) > 1
     assert names == sorted(file.name for file in directory.path.glob("*.safetensors"))
+
+
+def test_a_manifest_stands_in_place_of_weights_files(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    path = ModelCache(tmp_path).add_chunks("m", tiny_llama_dir)
+    directory = open_model_directory(path)
+    assert directory.weight_files == ()
+    assert directory.manifest is not None
+    assert directory.weights_bytes > 100_000
+    shutil.rmtree(tmp_path / "chunks")
+    with pytest.raises(CorruptWeights, match="does not have chunk"):
+        open_model_directory(path)
 
 
 def test_a_missing_shard_is_named(tiny_llama_dir: Path, tmp_path: Path) -> None:

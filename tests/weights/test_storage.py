@@ -129,6 +129,34 @@ def test_a_disk_that_fills_up_during_a_download_is_explained(
     assert result.stdout.split("left:\n")[1] == f"{home}/models/.m.lock\n"
 
 
+@pytest.mark.parametrize("options", ["size=300k", "size=50m,nr_inodes=7"])
+def test_a_disk_that_fills_up_during_an_import_is_explained(
+    tiny_llama_dir: Path, tmp_path: Path, options: str
+) -> None:
+    home = tmp_path / "home"
+    command = (*_CLI, "m", "--chunks", "--path", str(tiny_llama_dir))
+    result = run_in_small_file_system(home, options, *command)
+    assert result.returncode == 2, result.stderr
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith("error: no room for ")
+    assert "model 'm'" in message
+    assert "DEEPSEEK_HOME" in message
+    assert "Traceback" not in result.stderr
+    assert f"{home}/models/m" not in result.stdout.splitlines()
+
+
+def test_an_import_into_a_read_only_cache_is_explained(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    command = (*_CLI, "m", "--chunks", "--path", str(tiny_llama_dir))
+    result = run_in_small_file_system(home, "size=1m,ro", *command)
+    assert result.returncode == 2
+    assert "the chunks of model 'm' cannot be kept" in result.stderr
+    assert "Read-only file system" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_read_only_cache_is_explained(tiny_llama_dir: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     command = (*_CLI, "m", "--path", str(tiny_llama_dir))

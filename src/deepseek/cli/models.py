@@ -10,10 +10,14 @@ from rich.table import Table
 
 from deepseek.cli.arguments import Subparsers
 from deepseek.cli.progress import TerminalProgress
-from deepseek.core.errors import ModelSourceError
+from deepseek.core.errors import CorruptWeights, ModelSourceError
 from deepseek.weights.acquisition import acquire
 from deepseek.weights.cache import CachedModel, ModelCache
 from deepseek.weights.catalogue import CATALOGUE, CatalogueEntry
+from deepseek.weights.storage import in_mib
+from deepseek.weights.store.checking import StoreChecker
+from deepseek.weights.store.collection import collect_garbage
+from deepseek.weights.store.manifest import has_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +40,7 @@ def register(commands: Subparsers) -> None:
     """Add the command's parser."""
     models = commands.add_parser(
         "models",
-        help="list, add and remove models",
+        help="list, add, remove and check models",
         description="Models that can be served by name. They live in $DEEPSEEK_HOME/models "
         "(default ~/.cache/deepseek/models).",
     )
@@ -48,17 +52,40 @@ def register(commands: Subparsers) -> None:
         "add",
         help="fetch a catalogue model, or register a model on disk",
         description="Without --path: download and convert the catalogue model NAME. With --path: "
-        "register a Hugging Face model directory as NAME, or convert a .gguf file.",
+        "register a Hugging Face model directory as NAME, or convert a .gguf file. With --chunks "
+        "as well: import its weights into the chunk store ($DEEPSEEK_HOME/chunks), where models "
+        "share what they have in common; the directory is not needed afterwards. An import that "
+        "was broken off goes on where it ended when the same command is given again.",
     )
     adding.add_argument("name", metavar="NAME")
     adding.add_argument("--path", type=Path, help="a model directory or a .gguf file")
-    adding.add_argument("--copy", action="store_true", help="copy the directory, do not link it")
+    how = adding.add_mutually_exclusive_group()
+    how.add_argument("--copy", action="store_true", help="copy the directory, do not link it")
+    how.add_argument(
+        "--chunks", action="store_true", help="import the weights into the chunk store"
+    )
     adding.set_defaults(run=add_model)
     removing = actions.add_parser(
         "remove", help="remove a model from the cache; a registered directory itself stays"
     )
     removing.add_argument("name", metavar="NAME")
     removing.set_defaults(run=remove_model)
+    verifying = actions.add_parser(
+        "verify",
+        help="check the chunks of models against their digests",
+        description="Reads every chunk of NAME, or of all models in the chunk store, and compares "
+        "it with its digest. Exit code 1 where one differs, is missing or is cut off.",
+    )
+    verifying.add_argument("name", metavar="NAME", nargs="?")
+    verifying.set_defaults(run=verify_models)
+    collecting = actions.add_parser(
+        "gc",
+        help="free the chunks that no model uses",
+        description="Removes the chunks that no model uses any more, those of imports that were "
+        "broken off included, and makes the packs smaller. Servers may go on; running imports are "
+        "waited for.",
+    )
+    collecting.set_defaults(run=collect_chunks)
 
 
 def list_models(arguments: argparse.Namespace) -> int:
@@ -95,8 +122,12 @@ def add_model(arguments: argparse.Namespace) -> int:
         )
     if path is None and arguments.copy:
         raise ModelSourceError("--copy needs --path, the directory to copy")
+    if path is None and arguments.chunks:
+        raise ModelSourceError("--chunks needs --path, the directory to import")
     with TerminalProgress() as progress:
-        if path is not None:
+        if path is not None and arguments.chunks:
+            place = cache.add_chunks(name, path, progress=progress)
+        elif path is not None:
             place = cache.add_path(name, path, copy=arguments.copy, progress=progress)
         else:
             place = acquire(CATALOGUE[name], cache=cache, progress=progress)
@@ -106,9 +137,58 @@ def add_model(arguments: argparse.Namespace) -> int:
 
 def remove_model(arguments: argparse.Namespace) -> int:
     """Remove one model from the cache."""
-    ModelCache.default().remove(arguments.name)
+    cache = ModelCache.default()
+    is_chunked = has_manifest(cache.path(arguments.name))
+    cache.remove(arguments.name)
     print(f"removed {arguments.name}")
+    if is_chunked:
+        print("its chunks stay until `deepseek models gc` frees those that no other model uses")
     return 0
+
+
+def verify_models(arguments: argparse.Namespace) -> int:
+    """Check the chunks of one model or of all; 1 where any is at fault."""
+    cache = ModelCache.default()
+    if arguments.name is not None and not has_manifest(cache.path(arguments.name)):
+        raise ModelSourceError(
+            f"no model {arguments.name!r} in the chunk store: only models added with --chunks "
+            "have digests to check"
+        )
+    names = [arguments.name] if arguments.name is not None else _chunked(cache)
+    num_faulty = 0
+    with TerminalProgress() as progress:
+        checker = StoreChecker(progress)
+        for name in names:
+            faults = _faults(checker, name, cache.path(name))
+            num_faulty += bool(faults)
+            print("\n".join(faults) or f"{name}: intact", flush=True)
+    if not names:
+        print("no model is in the chunk store")
+    return 1 if num_faulty else 0
+
+
+def collect_chunks(arguments: argparse.Namespace) -> int:
+    """Remove what no model uses from the chunk store."""
+    with TerminalProgress() as progress:
+        collected = collect_garbage(ModelCache.default().chunk_store, progress=progress)
+    print(f"removed {collected.num_chunks} chunks, freed {in_mib(collected.freed_bytes)}")
+    return 0
+
+
+def _chunked(cache: ModelCache) -> list[str]:
+    return [model.name for model in cache.list() if has_manifest(cache.path(model.name))]
+
+
+def _faults(checker: StoreChecker, name: str, directory: Path) -> list[str]:
+    """Return one line per fault."""
+    try:
+        faults = checker.check(name, directory)
+    except CorruptWeights as error:
+        return [f"{name}: {error.message}"]
+    return [
+        f"{name}: tensor {', '.join(fault.tensors) or '(none)'}: {fault.message}"
+        for fault in faults
+    ]
 
 
 def _rows(cache: ModelCache) -> list[ListedModel]:

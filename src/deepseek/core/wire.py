@@ -64,6 +64,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int | None = None
     kv_cache_bytes: int | None = None
     memory_utilization: float = 0.9
+    host_weights_bytes: int = 0
+    """Pinned memory beside a GPU for the weights of models that leave it; 0: none leaves."""
     max_step_tokens: int | None = None
     max_running: int | None = None
     weights_bytes: int | None = None

@@ -15,6 +15,7 @@ from deepseek.engine.batch_scheduler import Part
 from deepseek.engine.kv_storage import KVStorage
 from deepseek.engine.models.base import Decoder
 from deepseek.engine.packed_inputs import InputLayout
+from deepseek.engine.parked_weights import ParkedWeights
 from deepseek.engine.runner import PendingStep, awaited_tokens
 from deepseek.engine.sampling import Draw, draw, is_plain_greedy
 from deepseek.engine.step_inputs import StepInputs, build_inputs
@@ -36,7 +37,9 @@ class CudaRunner:
         max_model_len: int,
         adapters: AdapterSet,
         is_asynchronous: bool,
+        weights: ParkedWeights | None = None,
     ) -> None:
+        """`weights`: the decoder's, where they and `storage` may leave the device."""
         self.is_asynchronous = is_asynchronous
         self._decoder = decoder
         self._storage = storage
@@ -53,6 +56,7 @@ class CudaRunner:
         """By bucket, and whether rows may have adapters."""
         self._adapters_version = adapters.version
         self._pool: tuple[int, int] | None = None
+        self._weights = weights
 
     @torch.inference_mode()
     def capture(self) -> None:
@@ -77,6 +81,28 @@ class CudaRunner:
             kept = drawn.tokens[: len(self._last_tokens)]
             self._last_tokens[: len(kept)] = kept
         return RunningStep(parts, drawn)
+
+    @property
+    def can_park(self) -> bool:
+        """Whether the model may leave the device and come back."""
+        return self._weights is not None
+
+    def park(self) -> None:
+        """Give back the memory of weights and attention state; graphs stay, their addresses too."""
+        if self._weights is not None:
+            self._weights.park()
+            self._storage.release()
+
+    def wake(self) -> None:
+        """Undo `park`; raises `torch.OutOfMemoryError`, and the model is parked still."""
+        if self._weights is None:
+            return
+        self._storage.acquire()
+        try:
+            self._weights.wake()
+        except torch.OutOfMemoryError:
+            self._storage.release()
+            raise
 
     def close(self) -> None:
         """Give back graphs, weights and state."""

@@ -21,6 +21,7 @@ from deepseek.engine.models.registry import load_decoder, load_drafter
 from deepseek.engine.mtp_runner import MTPRunner
 from deepseek.engine.mtp_speculation import MTPSpeculation
 from deepseek.engine.ops.registry import make_ops
+from deepseek.engine.parked_weights import ParkedWeights
 from deepseek.engine.prompt_lookup import PromptLookup
 from deepseek.engine.runner import CpuRunner, Runner
 from deepseek.engine.speculation import Speculation
@@ -61,6 +62,8 @@ def load_decoder_engine(
         ops=make_ops(device),
         linear_factory=make_linear,
     )
+    can_park = device != "cpu" and spec.host_weights_bytes > 0
+    weights = ParkedWeights(decoder, device=torch.device(device)) if can_park else None
     head = None
     if model.speculation == "mtp":
         head = _load_head(model, directory, target=decoder, dtype=dtype, make_linear=make_linear)
@@ -82,7 +85,11 @@ def load_decoder_engine(
             f"{model.name!r}, {kv_shape.token_bytes} bytes each; give it more"
         )
     storage = KVStorage(
-        kv_shape, num_blocks=num_blocks, block_tokens=DEFAULT_BLOCK_TOKENS, device=device
+        kv_shape,
+        num_blocks=num_blocks,
+        block_tokens=DEFAULT_BLOCK_TOKENS,
+        device=device,
+        is_releasable=can_park,
     )
     eos_token_ids = directory.eos_token_ids
     speculation: Speculation | None = None
@@ -105,6 +112,7 @@ def load_decoder_engine(
             # Ahead only where nobody else steps: else one model's step would run in the time that
             # another is charged.
             is_asynchronous=len(spec.models) == 1,
+            weights=weights,
         )
         if pace is None:
             runner.capture()  # else each graph when a step first needs it, in the steps' thread

@@ -96,6 +96,16 @@ class BlockPool:
             self._published[digest] = block
             self._digests[block] = digest
 
+    def forget(self) -> None:
+        """Have no block found again: the memory of all of them is about to be given back.
+
+        Nobody may use one.
+        """
+        for block in list(self._cached):
+            self._unpublish(block)
+        self._blank.extend(reversed(self._cached))
+        self._cached.clear()
+
     def discard(self, blocks: Sequence[int]) -> None:
         """Release blocks whose content is not trusted: nobody finds them again."""
         for block in blocks:

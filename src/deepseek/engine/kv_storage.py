@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from deepseek.engine.batch import KVShape, LayerKV
+from deepseek.engine.device_arena import DeviceArena
 
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRIVATE") else 0)
 
@@ -13,8 +14,20 @@ _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_PRI
 class KVStorage:
     """Paged attention state of one model on one device."""
 
-    def __init__(self, shape: KVShape, *, num_blocks: int, block_tokens: int, device: str) -> None:
-        """Reserve the blocks. On a CPU physical memory is taken when a block is first written."""
+    def __init__(
+        self,
+        shape: KVShape,
+        *,
+        num_blocks: int,
+        block_tokens: int,
+        device: str,
+        is_releasable: bool = False,
+    ) -> None:
+        """Reserve the blocks. On a CPU physical memory is taken when a block is first written.
+
+        `is_releasable`: a GPU's memory can be given back for a while (`release`).
+        """
+        self._arena: DeviceArena | None = None
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         rows = num_blocks * block_tokens * shape.num_kv_heads
@@ -22,6 +35,9 @@ class KVStorage:
         total = shape.num_layers * rows * sum(widths)
         if device == "cpu":
             flat = torch.frombuffer(_reserve(total * shape.dtype.itemsize), dtype=shape.dtype)
+        elif is_releasable:
+            self._arena = DeviceArena(total * shape.dtype.itemsize, device=torch.device(device))
+            flat = self._arena.memory.view(shape.dtype).zero_()
         else:
             flat = torch.zeros(total, dtype=shape.dtype, device=device)
         self.layers: list[LayerKV] = []
@@ -34,6 +50,18 @@ class KVStorage:
             ]
             values = parts[0][..., : shape.value_dim] if shape.values_in_keys else parts[1]
             self.layers.append(LayerKV(parts[0], values))
+
+    def release(self) -> None:
+        """Give the device's memory back, and what it held."""
+        if self._arena is not None:
+            self._arena.release()
+
+    def acquire(self) -> None:
+        """Take the memory again, blank; raises `torch.OutOfMemoryError`, unchanged then."""
+        if self._arena is not None and not self._arena.is_backed:
+            self._arena.acquire()
+            # Kernels read rows that nothing has been written to, and weigh them with zero.
+            self._arena.memory.zero_()
 
 
 def _reserve(num_bytes: int) -> mmap.mmap:

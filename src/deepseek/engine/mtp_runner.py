@@ -24,6 +24,7 @@ class MTPRunner:
     """
 
     is_asynchronous = False
+    can_park = False
 
     def __init__(
         self,
@@ -49,6 +50,12 @@ class MTPRunner:
         drawn = draw(logits[: step.num_due], parts, eos_token_ids=self._eos_token_ids)
         self._guess(step, states, _follow(parts, drawn.tokens.tolist()))
         return FinishedStep(parts, drawn)
+
+    def park(self) -> None:
+        """Do nothing: the device's memory is the host's."""
+
+    def wake(self) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
         """Forget weights and state."""

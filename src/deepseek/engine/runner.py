@@ -40,6 +40,19 @@ class Runner(Protocol):
         """
         ...
 
+    @property
+    def can_park(self) -> bool:
+        """Whether weights and attention state can leave the device for the host's memory."""
+        ...
+
+    def park(self) -> None:
+        """Give back their device memory, what the weights hold being kept; no step may run."""
+        ...
+
+    def wake(self) -> None:
+        """Bring them back, attention state blank; raises `torch.OutOfMemoryError`, parked still."""
+        ...
+
     def close(self) -> None:
         """Give back device memory."""
         ...
@@ -49,6 +62,13 @@ class CpuRunner:
     """Runs steps at once, in the calling thread."""
 
     is_asynchronous = False
+    can_park = False
+
+    def park(self) -> None:
+        """Do nothing: the device's memory is the host's."""
+
+    def wake(self) -> None:
+        """Do nothing."""
 
     def __init__(
         self, decoder: Decoder, storage: KVStorage, *, eos_token_ids: tuple[int, ...]

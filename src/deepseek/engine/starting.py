@@ -127,9 +127,8 @@ def _start_loaded(
 def _start_absent(started: StartedModels, model: ModelSpec, make_policy: PolicyMaker) -> None:
     check_batching_policy(model.qos.policy)
     directory = open_model_directory(Path(model.path), any_decoder=model.engine != "torch")
-    num_bytes = sum(file.stat().st_size for file in directory.weight_files)
     hosted = _hosted(model, AbsentEngine(model.name), None, make_policy=make_policy)
-    started.add(model, hosted, absent_info(model), num_bytes=num_bytes)
+    started.add(model, hosted, absent_info(model), num_bytes=directory.weights_bytes)
 
 
 def _hosted(

@@ -20,7 +20,13 @@ from deepseek.weights import storage
 from deepseek.weights.conversion import GGUF_EXPANSION, convert_gguf
 from deepseek.weights.model_directory import open_model_directory
 from deepseek.weights.progress import Progress, SilentProgress
+from deepseek.weights.store.chunk_store import ChunkStore
+from deepseek.weights.store.importing import import_weights
+from deepseek.weights.store.manifest import has_manifest
 
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt",
+            "*.pth", "*.h5", "*.msgpack", "*.gguf", "onnx", "openvino", ".*")  # fmt: skip
+"""What stands beside a chunked model's manifest no more: its weights, in whatever format."""
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
 
@@ -49,6 +55,11 @@ class ModelCache:
         """Return the cache at `$DEEPSEEK_HOME`, else `~/.cache/deepseek`."""
         home = os.environ.get("DEEPSEEK_HOME")
         return cls(Path(os.path.expanduser(home or "~/.cache/deepseek")))
+
+    @property
+    def chunk_store(self) -> ChunkStore:
+        """The store of the models that `add_chunks` adds."""
+        return ChunkStore(self.root / "chunks")
 
     @property
     def free_bytes(self) -> int:
@@ -80,11 +91,7 @@ class ModelCache:
         """Register a model directory by a link, or its copy, or the conversion of a GGUF file."""
         progress = progress or SilentProgress()
         source = Path(os.path.expanduser(source)).absolute()
-        if name in self:
-            raise ModelSourceError(
-                f"{name!r} is in the cache already; choose another name or remove it first "
-                f"(deepseek models remove {name})"
-            )
+        self._require_new(name)
         if source.suffix == ".gguf" and source.is_file():
             needed = GGUF_EXPANSION * source.stat().st_size
 
@@ -93,6 +100,11 @@ class ModelCache:
 
             return self.build(name, fill, needed_bytes=needed, progress=progress)
         open_model_directory(source)
+        if copy and has_manifest(source):
+            raise ModelSourceError(
+                f"{source} has its weights in a chunk store, which a copy of the directory would "
+                "be without; register it without --copy"
+            )
         if copy:
             needed = storage.tree_bytes(source)
 
@@ -104,6 +116,38 @@ class ModelCache:
         with self._locked(name, needed_bytes=0, progress=progress):
             self.path(name).symlink_to(source, target_is_directory=True)
         return self.path(name)
+
+    def add_chunks(self, name: str, source: Path, *, progress: Progress | None = None) -> Path:
+        """Import a model directory's weights into the chunk store, and copy what else it holds.
+
+        After a kill the same call goes on where the import ended.
+        """
+        progress = progress or SilentProgress()
+        source = Path(os.path.expanduser(source)).absolute()
+        self._require_new(name)
+        directory = open_model_directory(source)
+        if directory.manifest is not None:
+            raise ModelSourceError(
+                f"{source} has its weights in a chunk store already; register it without --chunks"
+            )
+        store = self.chunk_store
+        purpose = f"the chunks of model {name!r}"
+        with store.importing(
+            needed_bytes=directory.weights_bytes, purpose=purpose, progress=progress
+        ) as writer:
+
+            def fill(work: Path) -> None:
+                _copy_without_weights(source, work)
+                import_weights(
+                    directory.weight_files,
+                    directory=work,
+                    place=self.path(name),
+                    model=name,
+                    writer=writer,
+                    progress=progress,
+                )
+
+            return self.build(name, fill, needed_bytes=0, progress=progress)
 
     def build(
         self,
@@ -149,6 +193,13 @@ class ModelCache:
             place.rename(doomed)
             shutil.rmtree(doomed)
 
+    def _require_new(self, name: str) -> None:
+        if name in self:
+            raise ModelSourceError(
+                f"{name!r} is in the cache already; choose another name or remove it first "
+                f"(deepseek models remove {name})"
+            )
+
     @contextmanager
     def _locked(self, name: str, *, needed_bytes: int, progress: Progress) -> Iterator[None]:
         """Hold the name's lock; leftovers of killed holders are gone inside."""
@@ -170,18 +221,32 @@ class ModelCache:
         is_link = place.is_symlink()
         task: Task | None = None
         error: str | None = None
+        size_bytes = storage.tree_bytes(place)
         try:
-            task = open_model_directory(place).task
+            directory = open_model_directory(place)
+            task = directory.task
+            if directory.manifest is not None:
+                size_bytes += directory.weights_bytes
         except DeepseekError as fault:
             error = fault.message
         return CachedModel(
             name=name,
             path=place.readlink() if is_link else place,
             is_link=is_link,
-            size_bytes=storage.tree_bytes(place),
+            size_bytes=size_bytes,
             task=task,
             error=error,
         )
+
+
+def _copy_without_weights(source: Path, target: Path) -> None:
+    """Copy a model directory without its weights; small models inside it (dense heads) stay."""
+    ignored = shutil.ignore_patterns(*_WEIGHTS)
+
+    def ignore(directory: str, names: list[str]) -> set[str]:
+        return ignored(directory, names) if Path(directory) == source else set()
+
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=ignore)
 
 
 def _acquire(lock: int, name: str, progress: Progress) -> None:

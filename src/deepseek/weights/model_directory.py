@@ -19,6 +19,8 @@ from deepseek.weights.sentence_pipeline import (
     SentencePipeline,
     read_sentence_pipeline,
 )
+from deepseek.weights.store.checking import require_chunks
+from deepseek.weights.store.manifest import MANIFEST_FILE, Manifest, has_manifest, read_manifest
 
 __all__ = [
     "DECODER_ARCHITECTURES",
@@ -73,6 +75,9 @@ class ModelDirectory:
     max_model_len: int
     """Tokens one sequence may have."""
     weight_files: tuple[Path, ...]
+    """Empty where the weights are in a chunk store."""
+    manifest: Manifest | None
+    """What the weights are made of, where they are in a chunk store."""
     labels: tuple[str, ...]
     """A classifier's classes in the order of its logits; empty for other tasks."""
     multi_label: bool
@@ -80,8 +85,19 @@ class ModelDirectory:
     eos_token_ids: tuple[int, ...]
     sentence: SentencePipeline | None
 
+    @property
+    def weights_bytes(self) -> int:
+        if self.manifest is not None:
+            return self.manifest.stored_bytes
+        return sum(file.stat().st_size for file in self.weight_files)
+
     def validate_weights(self) -> None:
-        """Check every weights file's header against its length; raises `CorruptWeights`."""
+        """Check that weights are complete, without reading them; raises `CorruptWeights`.
+
+        Of a file the header is compared with its length, of chunks that each is in the store.
+        """
+        if self.manifest is not None:
+            require_chunks(self.manifest, self.path)
         for file in self.weight_files:
             read_header(file)
 
@@ -109,7 +125,8 @@ def open_model_directory(path: Path, *, any_decoder: bool = False) -> ModelDirec
         model_type=model_type,
         task=task,
         max_model_len=_max_model_len(path, _text_config(config), model_type),
-        weight_files=_weight_files(path),
+        weight_files=() if has_manifest(path) else _weight_files(path),
+        manifest=read_manifest(path) if has_manifest(path) else None,
         labels=_labels(path, config) if task is Task.CLASSIFY else (),
         multi_label=config.get("problem_type") == "multi_label_classification",
         generation_config=generation_config,
@@ -207,8 +224,9 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     index = path / "model.safetensors.index.json"
     if not index.exists():
         raise ModelSourceError(
-            f"{path} has no model.safetensors; other formats are not loaded: write it with "
-            "transformers, AutoModel.from_pretrained(DIR).save_pretrained(DIR)"
+            f"{path} has no model.safetensors and no {MANIFEST_FILE}; other formats are not "
+            "loaded: write it with transformers, "
+            "AutoModel.from_pretrained(DIR).save_pretrained(DIR)"
         )
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -14,7 +14,7 @@ from deepseek.core.errors import CorruptWeights
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
-_ITEM_BYTES = {
+ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
@@ -22,15 +22,29 @@ _ITEM_BYTES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """One tensor as the header describes it; `end` counts from the start of the data."""
+    """One tensor as the header describes it; `start` and `end` count from the start of the data."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SafetensorsLayout:
+    """Where a file's tensors are."""
+
+    data_start: int
+    tensors: dict[str, TensorEntry]
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Return the file's tensors by name; `CorruptWeights` where header and file disagree."""
+    return read_layout(path).tensors
+
+
+def read_layout(path: Path) -> SafetensorsLayout:
+    """Return the tensors and where in the file their data begins; raises as `read_header`."""
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
@@ -52,7 +66,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         raise _corrupt(
             path, f"holds {present:,} bytes of tensors where its header says {promised:,}"
         )
-    return tensors
+    return SafetensorsLayout(data_start=_LENGTH.size + header_bytes, tensors=tensors)
 
 
 def _parse(path: Path, text: bytes) -> dict[str, TensorEntry]:
@@ -69,12 +83,12 @@ def _entry(entry: dict[str, list[int]]) -> TensorEntry:
     start, end = map(int, entry["data_offsets"])
     shape = tuple(int(size) for size in entry["shape"])
     dtype = str(entry["dtype"])
-    item_bytes = _ITEM_BYTES.get(dtype)
+    item_bytes = ITEM_BYTES.get(dtype)
     if start < 0 or end < start or any(size < 0 for size in shape):
         raise ValueError("negative size")
     if item_bytes is not None and end - start != math.prod(shape) * item_bytes:
         raise ValueError("offsets contradict the shape")
-    return TensorEntry(dtype=dtype, shape=shape, end=end)
+    return TensorEntry(dtype=dtype, shape=shape, start=start, end=end)
 
 
 def _corrupt(path: Path, fault: str) -> CorruptWeights:

@@ -174,6 +174,25 @@ class DecoderEngine:
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
         )
 
+    @property
+    def can_park(self) -> bool:
+        """Whether the model can leave the device for the host's memory: see `park`."""
+        return self._runner.can_park
+
+    def park(self) -> None:
+        """Leave the device, where nothing is to be done; `wake` before the next step."""
+        if self.has_work:
+            raise RuntimeError(f"model {self.name!r} has work and cannot leave the device")
+        self._scheduler.pool.forget()
+        self._runner.park()
+
+    def wake(self) -> None:
+        """Come back; raises `torch.OutOfMemoryError` where there is no room, and nothing changes.
+
+        Returns when the copy of the weights has been queued; steps wait for it on the device.
+        """
+        self._runner.wake()
+
     def close(self) -> None:
         """Forget all requests, weights and adapters."""
         self._in_flight = None

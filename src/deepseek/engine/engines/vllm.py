@@ -70,6 +70,11 @@ def load_vllm_engine(
     fit, with vLLM's own reason.
     """
     started = time.monotonic()
+    if directory.manifest is not None:
+        raise UnsupportedModel(
+            f"{directory.path}: vLLM reads safetensors, and these weights are in a chunk store; "
+            "register the model without --chunks, or write `engine: torch`"
+        )
     _check_build(spec, device)
     try:
         config = _engine_args(model, spec, directory, device=device).create_engine_config()
@@ -95,7 +100,7 @@ def load_vllm_engine(
         max_model_len=engine.max_model_len,
         vocab_size=engine.vocab_size,
         dtype=str(config.model_config.dtype).removeprefix("torch."),
-        weights_bytes=sum(file.stat().st_size for file in directory.weight_files),
+        weights_bytes=directory.weights_bytes,
         load_s=time.monotonic() - started,
     )
     logger.info("model %s loaded in %.1f s (%s)", model.name, info.load_s, info.dtype)

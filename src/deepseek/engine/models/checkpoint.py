@@ -1,16 +1,15 @@
-"""Named tensors of a Hugging Face model directory, read straight from safetensors."""
+"""A model directory's config and its named tensors, as a model's code asks for them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from deepseek.core.errors import CorruptWeights
 from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.configs import read_config
 from deepseek.engine.models.projection import Projection
+from deepseek.engine.models.tensor_source import TensorSource, open_source
 
 
 class Checkpoint:
@@ -23,8 +22,12 @@ class Checkpoint:
         dtype: torch.dtype,
         device: str,
         linear_factory: LinearFactory = make_linear,
+        source: TensorSource | None = None,
     ) -> None:
-        """Open the files; tensors are read when asked for, layers made by `linear_factory`."""
+        """Open the weights; tensors are read when asked for, layers made by `linear_factory`.
+
+        `source`: where tensors come from, if not from the directory.
+        """
         self._linear_factory = linear_factory
         self.projections: list[Projection] = []
         """Every layer that `linear` has made: where an adapter may act."""
@@ -34,31 +37,27 @@ class Checkpoint:
         self.config: Any = read_config(path)
         """Of the family's own class in `deepseek.engine.models.configs`."""
         self.architecture: str = self.config.architecture
-        self._files = {}
-        for file in self._weight_files():
-            try:
-                handle = safe_open(file, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CorruptWeights(f"{file}: damaged ({error}); fetch the file again") from error
-            self._files.update(dict.fromkeys(handle.keys(), handle))
+        self.source: TensorSource = open_source(path) if source is None else source
 
     def has(self, name: str) -> bool:
         """Say whether a tensor of this name exists."""
-        return name in self._files
+        return name in self.source
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Return a tensor; `CorruptWeights` where it is missing or not of the config's shape."""
-        handle = self._files.get(name)
-        if handle is None:
+        """Return a tensor; `CorruptWeights` where it is missing or not of the config's shape.
+
+        Where device and number format are those of the source it may be the stored memory itself.
+        """
+        if name not in self.source:
             raise CorruptWeights(f"{self.path}: tensor {name!r} is missing from the weights")
-        value: torch.Tensor = handle.get_tensor(name)
+        value = self.source.tensor(name)
         if shape is not None and tuple(value.shape) != shape:
             raise CorruptWeights(
                 f"{self.path}: tensor {name!r} has shape {tuple(value.shape)}, "
                 f"config.json says {shape}"
             )
-        # A copy: a mapped tensor would keep the file's pages in memory beside the packed ones.
-        return value.to(device=self.device, dtype=self.dtype, copy=True)
+        copy = not self.source.is_lasting
+        return value.to(device=self.device, dtype=self.dtype, copy=copy)
 
     def linear(
         self, *names: str, in_features: int, out_features: tuple[int, ...], transposed: bool = False
@@ -91,10 +90,3 @@ class Checkpoint:
     def head(self, weight: torch.Tensor) -> torch.nn.Module:
         """Return the layer that makes logits, (vocab, hidden); no adapter changes it."""
         return self._linear_factory(weight)
-
-    def _weight_files(self) -> list[Path]:
-        index = self.path / "model.safetensors.index.json"
-        if index.exists():
-            names = json.loads(index.read_text())["weight_map"].values()
-            return [self.path / name for name in sorted(set(names))]
-        return [self.path / "model.safetensors"]

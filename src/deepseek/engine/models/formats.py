@@ -61,7 +61,7 @@ class BlockFp8Checkpoint(Checkpoint):
         )
 
     def _require_plain(self, name: str) -> None:
-        if self._files[name].get_slice(name).get_dtype().startswith("F8"):
+        if self.source.dtype(name).startswith("F8"):
             raise CorruptWeights(
                 f"{self.path}: tensor {name!r} is float8, but its scales "
                 f"{name + _SCALE_SUFFIX!r} are missing from the weights"

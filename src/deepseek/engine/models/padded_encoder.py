@@ -7,12 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from transformers.utils.logging import disable_progress_bar
 
 from deepseek.core.errors import CorruptWeights, UnsupportedModel
 from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.encoder_heads import SentenceHead, has_classifier
+from deepseek.engine.models.tensor_source import open_source
 from deepseek.weights.model_directory import ModelDirectory
 
 MAX_BATCH = 64
@@ -88,13 +89,8 @@ def _load_model(directory: ModelDirectory, dtype: torch.dtype) -> Any:
     disable_progress_bar()  # the log is read by people and machines
     cls: Any = AutoModelForSequenceClassification if has_classifier(directory) else AutoModel
     try:
-        model, report = cls.from_pretrained(
-            directory.path,
-            local_files_only=True,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        load = _load_chunks if directory.manifest is not None else _load_files
+        model, report = load(cls, directory, dtype=dtype, output_loading_info=True)
     except SafetensorError as error:
         raise CorruptWeights(f"{directory.path}: damaged weights ({error})") from error
     except (ValueError, RuntimeError) as error:
@@ -103,6 +99,21 @@ def _load_model(directory: ModelDirectory, dtype: torch.dtype) -> Any:
     if missing:
         raise CorruptWeights(f"{directory.path}: tensors are missing: {', '.join(missing[:5])}")
     return model
+
+
+def _load_files(cls: Any, directory: ModelDirectory, **options: Any) -> Any:
+    return cls.from_pretrained(
+        directory.path, local_files_only=True, use_safetensors=True, **options
+    )
+
+
+def _load_chunks(cls: Any, directory: ModelDirectory, **options: Any) -> Any:
+    source = open_source(directory.path)
+    config = AutoConfig.from_pretrained(directory.path, local_files_only=True)
+    with torch.device("meta"):  # only to learn its class, which alone takes tensors without files
+        model_class = type(cls.from_config(config))
+    tensors = {name: source.tensor(name) for name in source.order}
+    return model_class.from_pretrained(None, config=config, state_dict=tensors, **options)
 
 
 def _replace_linears(module: torch.nn.Module, linear_factory: LinearFactory) -> None:

@@ -1,0 +1,239 @@
+"""Reading a model out of a chunk store: as mapped memory, or chunk by chunk into a caller's.
+
+    reader = open_model(directory)
+    memory = reader.map()                      # zero copy; sealed chunks are opened into it
+    for chunk in reader.chunks(into=...):      # into a pinned pool, in the order of first use
+        ...                                    # leave the loop to cancel
+
+Both give the model's *image* (`deepseek.weights.store.manifest.Image`): every tensor in one piece
+at `reader.image.tensors[name].start`. Digests are checked on the way in; a model that fails is
+refused with the names of tensor, chunk and pack.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from deepseek.core.errors import ConfigurationError, CorruptWeights
+from deepseek.weights.store.chunk_store import ChunkCopy, ChunkStore, OpenChunks
+from deepseek.weights.store.manifest import (
+    TAG_BYTES,
+    ChunkPlace,
+    Manifest,
+    image_of,
+    read_manifest,
+    store_of,
+)
+from deepseek.weights.store.side_by_side import Run, map_side_by_side, populate
+
+if TYPE_CHECKING:
+    from deepseek.weights.store.sealing import ChunkCipher
+
+_AGAIN = "import the model again from its source, which replaces it"
+_CHECKERS = min(4, os.cpu_count() or 1)
+"""Digests run at 4.5 GB/s a core; more than four outrun any disk."""
+_READERS = 4
+"""Beside those that check, so that the disk never waits for a digest."""
+_PIECE_BYTES = 8 << 20
+
+_checked: set[ChunkCopy] = set()
+"""What this process has found intact."""
+
+
+class Verify(StrEnum):
+    """When a chunk's digest is compared with its name."""
+
+    ONCE = "once"
+    """The first time that this process meets the chunk."""
+    ALWAYS = "always"
+    """Each time that it is read or mapped."""
+    NEVER = "never"
+    """Not at all: what the disk returns is believed. A sealed chunk's tag is checked even so."""
+
+
+KeySource = Callable[[str], bytes]
+"""Returns the 32 bytes of the key with this id; raises an error of `core.errors`."""
+
+Into = Callable[[ChunkPlace], memoryview]
+"""Returns the writable memory, of `num_bytes`, that a chunk's content is put into."""
+
+
+def open_model(directory: Path, *, keys: KeySource | None = None) -> "ModelReader":
+    """Return the reader of a model directory that has a manifest.
+
+    `keys` hands out the keys of sealed models. Raises `CorruptWeights` for a manifest that cannot
+    be trusted, `ConfigurationError` where a key is needed and there is none.
+    """
+    manifest = read_manifest(directory)
+    cipher = None
+    if manifest.sealing is not None:
+        key_id = manifest.sealing.key_id
+        if keys is None:
+            raise ConfigurationError(
+                f"{directory}: the weights are sealed with key {key_id!r}; give a key source"
+            )
+        # Needed for sealed models alone: other workers do without the cryptography package.
+        from deepseek.weights.store.sealing import ChunkCipher  # noqa: PLC0415
+
+        cipher = ChunkCipher.of(manifest, keys(key_id))
+    store = ChunkStore(store_of(manifest, directory))
+    return ModelReader(store, manifest, cipher=cipher)
+
+
+class ModelReader:
+    """One model of a store; cheap to keep, safe to use from several threads."""
+
+    def __init__(
+        self, store: ChunkStore, manifest: Manifest, *, cipher: "ChunkCipher | None" = None
+    ) -> None:
+        self.manifest = manifest
+        self.image = image_of(manifest)
+        """Where chunks and tensors stand."""
+        self._store = store
+        self._cipher = cipher
+
+    @property
+    def is_sealed(self) -> bool:
+        return self._cipher is not None
+
+    def map(self, *, verify: Verify = Verify.ONCE) -> memoryview:
+        """Return memory that holds the image, checked as `verify` says.
+
+        Of an open model it is the packs themselves, mapped: nothing is copied, and pages are shared
+        between processes. All of it is read before this returns, but with `Verify.NEVER`, which
+        returns at once and leaves reading to who touches it. Of a sealed model it is memory of its
+        own. It is private: writing to it changes no file. It lives as long as a view of it does.
+        """
+        if self.is_sealed:
+            memory = map_side_by_side([], num_bytes=self.image.num_bytes)
+            for _ in self.chunks(lambda chunk: memory[chunk.start : chunk.end], verify=verify):
+                pass
+            return memory
+        with self._opened() as chunks:
+            memory = map_side_by_side(list(self._runs(chunks)), num_bytes=self.image.num_bytes)
+            if verify is not Verify.NEVER:
+                self._read_mapped(memory, chunks, verify)
+        return memory
+
+    def chunks(
+        self, into: Into, *, verify: Verify = Verify.ONCE, ahead: int = _READERS
+    ) -> Iterator[ChunkPlace]:
+        """Put the content of one chunk after the other into memory, and yield it when it is there.
+
+        In first-use order. `into` is called in that order too, for up to `ahead` chunks before the
+        first of them is yielded: they are read and checked at the same time. Leaving the loop
+        cancels: what has begun (at most `ahead` chunks) is finished, nothing else is read. Raises
+        `CorruptWeights` for the first chunk that is damaged; the caller then discards what it has.
+        """
+        with self._opened() as chunks, ThreadPoolExecutor(ahead) as threads:
+            under_way: deque[tuple[ChunkPlace, Future[None]]] = deque()
+            for chunk in self.image.chunks:
+                if len(under_way) == ahead:
+                    yield _finished(under_way)
+                work = threads.submit(self._fetch, chunk, chunks, into(chunk), verify)
+                under_way.append((chunk, work))
+            while under_way:
+                yield _finished(under_way)
+
+    def _opened(self) -> AbstractContextManager[OpenChunks]:
+        return self._store.opened(self.manifest.sizes)
+
+    def _runs(self, chunks: OpenChunks) -> Iterator[Run]:
+        """Yield what lies in one piece both in a pack and in the image."""
+        run: Run | None = None
+        for chunk in self.image.chunks:
+            if not chunk.num_bytes:
+                continue
+            at, file = chunks.location(chunk.digest), chunks.file(chunk.digest)
+            if run and run.file == file and chunk.start - run.at == at.start - run.start:
+                run.num_bytes = chunk.end - run.at
+                continue
+            if run:
+                yield run
+            run = Run(at=chunk.start, file=file, start=at.start, num_bytes=chunk.num_bytes)
+        if run:
+            yield run
+
+    def _read_mapped(self, memory: memoryview, chunks: OpenChunks, verify: Verify) -> None:
+        """Read pieces, several at a time, and check what is due of each as soon as it is there."""
+
+        def check(piece: list[ChunkPlace], reading: Future[None]) -> None:
+            reading.result()
+            for chunk in piece:
+                if self._is_due(chunk, chunks, verify):
+                    self._compare(chunk, chunks, memory[chunk.start : chunk.end])
+
+        with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_CHECKERS) as checkers:
+            checks = [
+                checkers.submit(check, piece, readers.submit(_populate, memory, piece))
+                for piece in _pieces(self.image.chunks)
+            ]
+            try:
+                for work in checks:
+                    work.result()
+            except CorruptWeights:
+                readers.shutdown(wait=False, cancel_futures=True)
+                checkers.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _fetch(
+        self, chunk: ChunkPlace, chunks: OpenChunks, into: memoryview, verify: Verify
+    ) -> None:
+        stored = into
+        if self._cipher is not None:
+            stored = memoryview(bytearray(chunk.num_bytes + TAG_BYTES))
+        chunks.read(chunk.digest, stored)
+        if self._is_due(chunk, chunks, verify):
+            self._compare(chunk, chunks, stored)
+        if self._cipher is not None:
+            try:
+                self._cipher.open(stored, into, index=chunk.index)
+            except CorruptWeights as error:
+                raise self._fault(chunk, chunks, error.message) from error
+
+    def _is_due(self, chunk: ChunkPlace, chunks: OpenChunks, verify: Verify) -> bool:
+        if verify is Verify.ONCE:
+            return chunks.copy_of(chunk.digest) not in _checked
+        return verify is Verify.ALWAYS
+
+    def _compare(self, chunk: ChunkPlace, chunks: OpenChunks, stored: memoryview) -> None:
+        if blake3(stored).hexdigest() != chunk.digest:
+            raise self._fault(chunk, chunks, f"is damaged: its digest differs; {_AGAIN}")
+        _checked.add(chunks.copy_of(chunk.digest))
+
+    def _fault(self, chunk: ChunkPlace, chunks: OpenChunks, fault: str) -> CorruptWeights:
+        names = self.image.tensors_in(chunk) or ["(none)"]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return CorruptWeights(
+            f"model {self.manifest.model!r}, tensor {names[0]!r}{more}: chunk {chunk.index} "
+            f"({chunks.where(chunk.digest)}) {fault}"
+        )
+
+
+def _pieces(chunks: Iterable[ChunkPlace]) -> Iterator[list[ChunkPlace]]:
+    """Yield neighbours that are read together: what one call costs shall not count."""
+    piece: list[ChunkPlace] = []
+    for chunk in chunks:
+        piece.append(chunk)
+        if chunk.end - piece[0].start >= _PIECE_BYTES:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
+
+def _populate(memory: memoryview, piece: list[ChunkPlace]) -> None:
+    populate(memory, piece[0].start, piece[-1].end - piece[0].start)
+
+
+def _finished(under_way: deque[tuple[ChunkPlace, Future[None]]]) -> ChunkPlace:
+    chunk, work = under_way.popleft()
+    work.result()
+    return chunk

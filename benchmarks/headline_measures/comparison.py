@@ -1,15 +1,15 @@
 """Measures both systems under the same clients, `transformers serve` beside them.
 
-1. What each model does alone on the whole machine, always busy: its best rate.
-2. Both systems, the critical model under the bursty trace and everybody else always busy. *Useful
-   utilisation* is the sum over the models of requests per second as a part of the best rate: 1 is
-   the whole machine at its best.
-3. Both systems under the same arrivals, which both can serve: the critical model's latency.
+1. What each model does alone on the whole machine, always busy: its best rate; and in its slice.
+2. Both systems under the same arrivals: every model has its own part of the bursty trace, at a mean
+   rate that its slice could serve. *Utilisation for useful work* is the sum over the models of
+   answers in time per second, each as a part of the best rate: 1 is the whole machine at its best.
+   An answer that comes late has been computed for nothing.
 """
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from deepseek.cli.load.traces import TraceRow
 from deepseek.weights.cache import ModelCache
 from headline_measures.cpu_slices import sliced
 from headline_measures.systems import (
-    BACKGROUND,
     CRITICAL,
     MODELS,
     SLICE_CORES,
@@ -35,31 +34,31 @@ from headline_measures.systems import (
 from headline_measures.workload import (
     Served,
     backlog_plan,
+    bursty_plan,
+    is_in_time,
     paced,
-    poisson_plan,
     send,
     trace_plan,
     trace_rows,
 )
 
-_CRITICAL_LOAD = 0.5
-"""Mean rate of the trace as a part of what the critical model's own slice can serve."""
-_BACKGROUND_LOAD = 0.6
-"""The same of the others, where their arrivals are to be served by both systems."""
+_LOAD = 0.6
+"""Mean rate of the arrivals as a part of what the model's own slice can serve."""
 _MANY = 100_000
 
 _Sent = tuple[dict[str, Served], float]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Figures:
     """Of one system."""
 
-    utilization: float = 0.0
-    critical_ms: list[float] = field(default_factory=list)
-    num_served: int = 0
-    seconds: float = 1.0
-    num_failed: int = 0
+    utilization: float
+    in_time: float
+    critical_ms: list[float]
+    num_served: int
+    seconds: float
+    num_failed: int
 
     def latency_ms(self, percent: float) -> float:
         return float(np.percentile(self.critical_ms, percent))
@@ -72,12 +71,13 @@ class _Figures:
 def headline(run: Run) -> list[Row]:
     """Return the rows of all three."""
     seconds = run.count(90, 8)
-    rows = trace_rows(run.count(1200, 60))
+    rows = {model: trace_rows(model, run.count(3800, 400)) for model in MODELS}
     shared = write_shared(run.work / "shared.yaml")
     separate = write_separate(run.work / "separate.yaml")
 
     def backlogged(url: str, models: tuple[str, ...], for_s: float) -> dict[str, float]:
-        plans = {m: backlog_plan(m, rows=rows, count=min(_MANY, int(for_s * 400))) for m in models}
+        count = min(_MANY, int(for_s * 400))
+        plans = {model: backlog_plan(model, rows=rows[model], count=count) for model in models}
         served, took_s = _run(send(url, plans, stop_after_s=for_s))
         return {model: found.per_second(took_s) for model, found in served.items()}
 
@@ -91,25 +91,25 @@ def headline(run: Run) -> list[Row]:
         sliced(platform.workers(), cores=SLICE_CORES),
     ):
         slices = backlogged(platform.url, MODELS, short_s)
-        arrivals = paced(rows, per_second=_CRITICAL_LOAD * slices[CRITICAL])
-        arrivals = [row for row in arrivals if row.arrival_s < seconds]
-        before = _measured(platform.url, best, slices, arrivals, seconds)
+        arrivals = {
+            m: paced(rows[m], per_second=_LOAD * slices[m], seconds=seconds) for m in MODELS
+        }
+        before = _measured(platform.url, best, arrivals, seconds)
     with serve(run, shared, name="shared") as platform:
         backlogged(platform.url, MODELS, 3.0)
-        ours = _measured(platform.url, best, slices, arrivals, seconds)
-    peer = _transformers(run, arrivals, seconds)
+        ours = _measured(platform.url, best, arrivals, seconds)
+    peer = _transformers(run, arrivals[CRITICAL], seconds)
     return [
         *[fact(f"- {m}: best alone (requests/s)", best[m]) for m in MODELS],
         *[fact(f"- {m}: separate, all busy (requests/s)", slices[m]) for m in MODELS],
-        fact(
-            "- trace: requests, mean per second", f"{len(arrivals)}, {len(arrivals) / seconds:.2f}"
-        ),
+        *[fact(f"- {m}: requests of the trace", len(arrivals[m])) for m in MODELS],
         comparison(
             "utilisation for useful work (1 = the machine at its best)",
             ours=ours.utilization,
             peer=before.utilization,
             at_least=1.4,
         ),
+        comparison("- answers in time (%)", ours=100 * ours.in_time, peer=100 * before.in_time),
         comparison(
             "critical model, same arrivals: latency p99 (ms)",
             ours=ours.latency_ms(99),
@@ -141,29 +141,21 @@ def headline(run: Run) -> list[Row]:
 
 
 def _measured(
-    url: str,
-    best: dict[str, float],
-    slices: dict[str, float],
-    arrivals: Sequence[TraceRow],
-    seconds: float,
+    url: str, best: dict[str, float], arrivals: dict[str, list[TraceRow]], seconds: float
 ) -> _Figures:
-    figures = _Figures()
-    busy = {CRITICAL: trace_plan(arrivals)} | {
-        model: backlog_plan(model, rows=arrivals, count=int(seconds * 400)) for model in BACKGROUND
-    }
-    served, took_s = _run(send(url, busy, stop_after_s=seconds))
-    figures.utilization = sum(
-        found.per_second(took_s) / best[model] for model, found in served.items()
+    plans = {model: bursty_plan(model, rows) for model, rows in arrivals.items()}
+    served, took_s = _run(send(url, plans))
+    in_time = {m: sum(is_in_time(m, r) for r in found.records) for m, found in served.items()}
+    num_sent = sum(len(found.records) for found in served.values())
+    num_served = sum(len(found.complete) for found in served.values())
+    return _Figures(
+        utilization=sum(count / best[model] for model, count in in_time.items()) / seconds,
+        in_time=sum(in_time.values()) / num_sent,
+        critical_ms=_latencies_ms(served[CRITICAL]),
+        num_served=num_served,
+        seconds=took_s,
+        num_failed=num_sent - num_served,
     )
-    same = {CRITICAL: trace_plan(arrivals)} | {
-        model: poisson_plan(model, per_second=_BACKGROUND_LOAD * slices[model], seconds=seconds)
-        for model in BACKGROUND
-    }
-    served, figures.seconds = _run(send(url, same))
-    figures.critical_ms = _latencies_ms(served[CRITICAL])
-    figures.num_served = sum(len(found.complete) for found in served.values())
-    figures.num_failed = sum(len(found.records) for found in served.values()) - figures.num_served
-    return figures
 
 
 def _run(sending: Coroutine[Any, Any, _Sent]) -> _Sent:

@@ -19,6 +19,8 @@ CRITICAL = "chat"
 BACKGROUND = ("assistant", "embed", "classify")
 MODELS = (CRITICAL, *BACKGROUND)
 
+TTFT_S, ITL_S = 1.0, 0.1
+"""Deadlines: of a first token or an embedding, and of the mean time between tokens."""
 SLICE_CORES = 0.5
 """Of each of the four."""
 
@@ -51,12 +53,9 @@ def write_plain(path: Path) -> Path:
 
 def write_shared(path: Path) -> Path:
     """Write the deployment of one pool with a critical model and return its path."""
-    models = {name: _model(name) for name in MODELS}
-    models[CRITICAL]["qos"] = {
-        "priority": "critical",
-        "reservedShare": 0.9,
-        "deadline": {"ttft": "1s", "itl": "100ms"},
-    }
+    deadline = {"ttft": f"{TTFT_S:g}s", "itl": f"{1000 * ITL_S:g}ms"}
+    models = {name: {**_model(name), "qos": {"deadline": deadline}} for name in MODELS}
+    models[CRITICAL]["qos"] |= {"priority": "critical", "reservedShare": 0.9}
     return _write_one_pool(path, models)
 
 

@@ -1,7 +1,6 @@
-"""What clients send: a bursty trace to the critical model, bulk work to the others."""
+"""What clients send: to each model a part of a bursty trace."""
 
 import asyncio
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,14 +13,14 @@ from deepseek.cli.load.plan import LoadPlan, LoadTask, PlannedRequest, trace_req
 from deepseek.cli.load.prompts import TokenScale, random_text
 from deepseek.cli.load.runner import run_load
 from deepseek.cli.load.traces import TraceRow, read_trace
-from headline_measures.systems import CRITICAL
+from headline_measures.systems import CRITICAL, ITL_S, TTFT_S
 
 TRACE = SHARED_DATA / "traces" / "AzureLLMInferenceTrace_code.csv"
 """Azure's code completion service: short answers in bursts (coefficient of variation 13)."""
 _SHRINK = 16
 """Prompts are divided by this: 2,048 tokens on average become 128."""
-_SKIP = 500
-"""Rows of the trace before the part that is sent."""
+_FIRST_ROWS = {"chat": 500, "assistant": 1000, "embed": 1500, "classify": 5000}
+"""Where each model's part of the trace begins: each has bursts of its own."""
 _BACKLOG = 24
 """Requests under way for each model that is to be kept busy."""
 _TASKS = {
@@ -48,11 +47,12 @@ class Served:
         return len(self.complete) / seconds
 
 
-def trace_rows(count: int) -> list[TraceRow]:
-    """Return a part of the trace with shortened prompts, the first row at zero."""
+def trace_rows(model: str, count: int) -> list[TraceRow]:
+    """Return the model's own part of the trace, prompts shortened, the first row at zero."""
     if not TRACE.exists():
         raise MeasurementFailed(f"{TRACE} is not there: the public traces are needed")
-    rows = read_trace(TRACE, max_rows=_SKIP + count)[_SKIP:]
+    first = _FIRST_ROWS[model]
+    rows = read_trace(TRACE, max_rows=first + count)[first:]
     start_s = rows[0].arrival_s
     return [
         replace(
@@ -65,10 +65,13 @@ def trace_rows(count: int) -> list[TraceRow]:
     ]
 
 
-def paced(rows: Sequence[TraceRow], *, per_second: float) -> list[TraceRow]:
-    """Return the rows at another mean rate; bursts stay bursts."""
-    factor = (len(rows) / per_second) / rows[-1].arrival_s
-    return [replace(row, arrival_s=row.arrival_s * factor) for row in rows]
+def paced(rows: Sequence[TraceRow], *, per_second: float, seconds: float) -> list[TraceRow]:
+    """Return as many rows as come in so many seconds at another mean rate; bursts stay bursts."""
+    count = max(2, round(per_second * seconds))
+    if count > len(rows):
+        raise MeasurementFailed(f"the trace has {len(rows)} rows of the {count} that are needed")
+    factor = seconds / rows[count - 1].arrival_s
+    return [replace(row, arrival_s=row.arrival_s * factor) for row in rows[:count]]
 
 
 def trace_plan(rows: Sequence[TraceRow]) -> LoadPlan:
@@ -95,19 +98,30 @@ def backlog_plan(model: str, *, rows: Sequence[TraceRow], count: int) -> LoadPla
     )
 
 
-def poisson_plan(model: str, *, per_second: float, seconds: float) -> LoadPlan:
-    """Return bulk requests that arrive independently of one another."""
-    draws = random.Random(model)  # noqa: S311 - reproducible arrivals
-    requests: list[PlannedRequest] = []
-    at_s = draws.expovariate(per_second)
-    while at_s < seconds:
-        requests.append(replace(_bulk(model, len(requests)), arrival_s=at_s))
-        at_s += draws.expovariate(per_second)
+def bursty_plan(model: str, rows: Sequence[TraceRow]) -> LoadPlan:
+    """Return a model's requests at the rows' times; bulk work for all but the critical one."""
+    if model == CRITICAL:
+        return trace_plan(rows)
+    requests = [
+        replace(_bulk(model, number), arrival_s=row.arrival_s) for number, row in enumerate(rows)
+    ]
     return LoadPlan(
         requests=requests,
         task=_TASKS[model],
         extra_body=_GREEDY if _TASKS[model] is LoadTask.CHAT else {},
     )
+
+
+def is_in_time(model: str, record: RequestRecord) -> bool:
+    """Say whether an answer kept its model's deadline, counted from when it should be sent."""
+    if record.error is not None:
+        return False
+    if _TASKS[model] is not LoadTask.CHAT:
+        return record.done_s - record.due_s <= TTFT_S
+    times = record.token_times_s
+    if not times or times[0] - record.due_s > TTFT_S:
+        return False
+    return len(times) == 1 or (times[-1] - times[0]) / (len(times) - 1) <= ITL_S
 
 
 async def send(

@@ -59,6 +59,13 @@ def test_it_is_within_a_tenth_after_200_steps_and_50_steps_after_a_slow_down() -
     assert mean(errors(estimator, draws, num_steps=100, slower=1.6)) <= 0.1
 
 
+def test_it_is_as_good_after_days_of_steps() -> None:
+    draws = random.Random(11)
+    estimator = StepTimeEstimator()
+    errors(estimator, draws, num_steps=30_000)
+    assert mean(errors(estimator, draws, num_steps=200)) <= 0.06
+
+
 def test_one_stall_is_no_news_about_batches() -> None:
     draws = random.Random(8)
     estimator = StepTimeEstimator()

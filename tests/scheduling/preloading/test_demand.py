@@ -54,7 +54,7 @@ def test_trust_changes_sides_when_the_requests_do() -> None:
     for number in range(1000):
         now_s += 60.0 if number % 20 == 0 else 0.2
         demand.observe(draws.choices("abc", weights=(4, 2, 1))[0], now_s=now_s)
-    assert demand.trust < 0.3
+    assert 1e-3 < demand.trust < 0.3  # little, but never so little that it is lost
     for _ in range(20):
         for model in "abc":
             for _ in range(20):

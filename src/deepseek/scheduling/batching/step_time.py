@@ -174,10 +174,12 @@ class StepTimeEstimator:
         kept = 1.0 / _FORGETTING
         self._covariance = []
         for (a, b, c, d, e), p in zip(rows, px, strict=True):
-            part = p / below
+            # Products of two first, which are the same on both sides of the diagonal: a difference
+            # in the last bit would grow with every step that is forgotten.
             self._covariance.append(
-                [(a - p0 * part) * kept, (b - p1 * part) * kept, (c - p2 * part) * kept,
-                 (d - p3 * part) * kept, (e - p4 * part) * kept]
+                [(a - p * p0 / below) * kept, (b - p * p1 / below) * kept,
+                 (c - p * p2 / below) * kept, (d - p * p3 / below) * kept,
+                 (e - p * p4 / below) * kept]
             )  # fmt: skip
         self._bound_variances()
 

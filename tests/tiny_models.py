@@ -81,9 +81,10 @@ _CORPUS = [
 ]
 
 
-def write_llama(path: Path) -> Path:
+def write_llama(path: Path, **changes: Any) -> Path:
     """Grouped-query attention: 4 heads over 2 key-value heads."""
-    return _write_decoder(path, LlamaForCausalLM, LlamaConfig(**_rotary(num_key_value_heads=2)))
+    config = LlamaConfig(**_rotary(**{"num_key_value_heads": 2, **changes}))
+    return _write_decoder(path, LlamaForCausalLM, config)
 
 
 def write_qwen2(path: Path) -> Path:

@@ -41,6 +41,7 @@ from deepseek.serving.encoders import EncoderDeployment
 from deepseek.serving.platform import Platform
 from deepseek.serving.qos_faults import check_engine_takes_qos
 from deepseek.serving.replica import Observer, Replica, RestartPolicy, WorkerState
+from deepseek.serving.residency_faults import check_engine_lets_go
 from deepseek.serving.settings import ModelSettings
 from deepseek.telemetry.metrics import Metrics
 from deepseek.weights.acquisition import resolve_source
@@ -144,6 +145,7 @@ def find_model(
         raise type(error)(f"models.{name}: {error.message}", param=f"models.{name}") from error
     _check_task(name, settings, directory)
     check_engine_takes_qos(name, settings, directory)
+    check_engine_lets_go(name, settings, directory)
     _check_adapters(name, settings, directory, base_dir=base_dir)
     return directory
 
@@ -335,6 +337,8 @@ def _worker_spec(
             adapters=[AdapterSpec(name=n, path=path) for n, path in model.adapters.items()],
             max_adapters=model.max_adapters,
             max_adapter_rank=model.max_adapter_rank,
+            keep_alive_s=model.keep_alive,
+            min_resident=model.min_resident,
         )
         for name, model in file.models.items()
         if model.pool == pool
@@ -348,6 +352,9 @@ def _worker_spec(
         num_threads=settings.num_threads,
         kv_cache_bytes=settings.kv_cache_bytes,
         memory_utilization=settings.memory_utilization,
+        weights_bytes=settings.weights_bytes,
+        preloading=settings.preloading,
+        preload_bytes_per_s=settings.preload_bytes_per_s,
         max_step_tokens=settings.max_step_tokens,
         max_running=settings.max_running,
         step_policy=settings.step_policy,

@@ -129,3 +129,15 @@ def test_the_fastest_is_chosen() -> None:
     kernels = load_kernels()
     has_own = kernels is not None and kernels.has_int8_linear
     assert type(make_int8_linear(draw(16, 16))) is (Int8Linear if has_own else FbgemmInt8Linear)
+
+
+@pytest.mark.parametrize("size", [(1100, 576), (1, 3), (3, 300_000), (37, 50)], ids=str)
+def test_blocks_of_rows_are_quantised_as_the_whole_would_be(size: tuple[int, int]) -> None:
+    weight = draw(*size).to(torch.bfloat16)
+    weight[0] = 0.0
+    scales = weight.float().abs().amax(dim=1) / 127
+    scales = torch.where(scales > 0, scales, 1.0)
+    expected = torch.round(weight.float() / scales[:, None]).to(torch.int8)
+    found, found_scales = quantize_rows(weight)
+    assert torch.equal(found, expected)
+    assert torch.equal(found_scales, scales)

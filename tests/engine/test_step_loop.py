@@ -1,7 +1,6 @@
 """The step loop over engines that take adapters: commands, answers, and no pause for a disk."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +9,7 @@ from queue import SimpleQueue
 import pytest
 
 from deepseek.core.errors import AdapterNotFound, AdapterRejected
-from deepseek.core.load import ModelLoad
 from deepseek.core.qos import QoS
-from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.core.wire import (
     Done,
     DropAdapter,
@@ -25,64 +22,14 @@ from deepseek.core.wire import (
     Stop,
     TokenDelta,
 )
-from deepseek.engine.base import Engine, Output, Request, StepReport
-from deepseek.engine.hosted_model import HostedModel
+from deepseek.engine.base import Engine, Output
 from deepseek.engine.step_loop import Inbox, StepLoop
-from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan
-from deepseek.scheduling.batching.registry import make_batching_policy
+from deepseek.scheduling.batching.base import Demand, StepPlan
 from deepseek.scheduling.sharing.registry import make_step_policy
 from deepseek.scheduling.sharing.round_robin import RoundRobin
-from deepseek.telemetry.meters import ModelMeter
 from deepseek.telemetry.sampling import DeviceSampler
 from deepseek.telemetry.sensors.registry import NoSensor
-
-
-class OneTokenEngine:
-    """Answers every request with one token in one step."""
-
-    name = "plain"
-
-    def __init__(self) -> None:
-        self._waiting: list[int] = []
-
-    limits = StepLimits(max_tokens=8, max_sequences=8)
-    last_step: StepReport | None = None
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self._waiting)
-
-    def expect(self, qos: QoS) -> None:
-        """Answers come at once."""
-
-    def demand(self, now_s: float) -> Demand:
-        return Demand(now_s=now_s, waiting=(), running=())
-
-    def add(self, request: Request, *, now_s: float | None = None) -> None:
-        self._waiting.append(request.id)
-
-    def abort(self, request_id: int) -> None:
-        self._waiting.remove(request_id)
-
-    def step(self, plan: StepPlan | None = None) -> list[Output]:
-        waiting, self._waiting = self._waiting, []
-        return [TokenDelta(request_id, [7], "length") for request_id in waiting]
-
-    def fail_running(self) -> list[int]:
-        return []
-
-    def load(self) -> ModelLoad:
-        return ModelLoad(
-            model=self.name,
-            num_waiting=0,
-            num_running=0,
-            kv_tokens_used=0,
-            kv_tokens_cached=0,
-            kv_tokens_capacity=0,
-        )
-
-    def close(self) -> None:
-        self._waiting.clear()
+from tests.engine.one_token import OneTokenEngine, hosted, one_token
 
 
 class AheadEngine(OneTokenEngine):
@@ -140,20 +87,14 @@ class AdaptedEngine(OneTokenEngine):
             raise AdapterNotFound(f"adapter {name!r} is not loaded")
 
 
-def hosted(engine: Engine) -> HostedModel:
-    qos = QoS()
-    policy = make_batching_policy("slack", engine.name, qos, engine.limits)
-    return HostedModel(engine, policy, ModelMeter(time.monotonic()), qos=qos)
-
-
 class Running:
     """A loop in a thread, and what it has sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Sequence[Engine] = ()) -> None:
         self.adapted = AdaptedEngine()
         self.commands: Inbox = SimpleQueue()
         self.events: SimpleQueue[Event] = SimpleQueue()
-        engines: list[Engine] = [self.adapted, OneTokenEngine()]
+        engines: list[Engine] = [self.adapted, OneTokenEngine(), *others]
         qos = QoS()
         loop = StepLoop(
             [hosted(engine) for engine in engines],
@@ -181,8 +122,8 @@ class Running:
 
 
 @contextmanager
-def running_loop() -> Iterator[Running]:
-    running = Running()
+def running_loop(others: Sequence[Engine] = ()) -> Iterator[Running]:
+    running = Running(others)
     try:
         yield running
     finally:
@@ -190,14 +131,6 @@ def running_loop() -> Iterator[Running]:
         running.commands.put(Stop())
         running.thread.join(timeout=5)
         assert not running.thread.is_alive()
-
-
-def one_token(request_id: int, model: str) -> Generate:
-    sampling = SamplingParams(max_tokens=1)
-    request = GenerateRequest(
-        id=request_id, model=model, prompt_token_ids=[1], sampling=sampling, adapter=None
-    )
-    return Generate([request])
 
 
 def test_an_adapter_is_put_in_place_by_the_loops_own_thread() -> None:
@@ -291,3 +224,31 @@ def test_work_ahead_that_fails_is_the_failure_of_its_own_model() -> None:
     work = [one_token(13, "ahead"), one_token(2, "plain")]
     assert run_to_the_end([ahead, OneTokenEngine()], work) == ["ahead", "ahead", "plain"]
     assert not ahead.has_work
+
+
+class ColdEngine(OneTokenEngine):
+    """Has something to do that its first step should not wait for."""
+
+    name = "cold"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_warm = threading.Event()
+        self.num_warmed = 0
+
+    def warm_up(self) -> None:
+        assert not self.has_work
+        self.num_warmed += 1
+        self.is_warm.set()
+
+
+def test_an_engine_warms_up_once_and_while_nobody_waits() -> None:
+    cold = ColdEngine()
+    with running_loop([cold]) as running:
+        running.commands.put(one_token(1, "cold"))
+        assert running.next_event() == StepOutput([TokenDelta(1, [7], "length")])
+        assert not cold.is_warm.is_set(), "a request comes first"
+        assert cold.is_warm.wait(timeout=5)
+        running.commands.put(one_token(2, "cold"))
+        assert running.next_event() == StepOutput([TokenDelta(2, [7], "length")])
+    assert cold.num_warmed == 1

@@ -22,6 +22,8 @@ async def running_platform(
     *,
     settings: dict[str, ModelSettings] | None = None,
     policy: RestartPolicy | None = None,
+    weights_bytes: int | None = None,
+    preload_bytes_per_s: int = 0,
 ) -> AsyncIterator[Platform]:
     """Start one worker with these models and stop it afterwards."""
     directories = {name: open_model_directory(path) for name, path in models.items()}
@@ -34,6 +36,9 @@ async def running_platform(
             dtype="float32",
             adapters=[AdapterSpec(name=n, path=path) for n, path in given[name].adapters.items()],
             max_adapters=given[name].max_adapters,
+            qos=given[name].to_qos(),
+            keep_alive_s=given[name].keep_alive,
+            min_resident=given[name].min_resident,
         )
         for name, directory in directories.items()
     ]
@@ -45,6 +50,8 @@ async def running_platform(
         num_threads=1,
         kv_cache_bytes=64 << 20,
         snapshot_interval_s=0.05,
+        weights_bytes=weights_bytes,
+        preload_bytes_per_s=preload_bytes_per_s,
     )
     replica = Replica(spec, policy or RestartPolicy())
     deployments: list[Deployment] = []

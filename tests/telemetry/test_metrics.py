@@ -7,13 +7,14 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from deepseek.core.load import DeviceLoad, LoadSnapshot, ModelLoad
+from deepseek.core.residency import Residency
 from deepseek.telemetry import worker_families
 from deepseek.telemetry.metrics import CONTENT_TYPE, Metrics
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def load(model: str = "chat", **fields: float) -> ModelLoad:
+def load(model: str = "chat", **fields: float | Residency) -> ModelLoad:
     values = {
         "num_waiting": 3,
         "num_running": 2,
@@ -137,9 +138,21 @@ def test_every_field_of_a_report_has_its_metric_and_its_document() -> None:
         for family in families
     }
     reported = {f.name for cls in (LoadSnapshot, DeviceLoad, ModelLoad) for f in fields(cls)}
-    assert shown == reported - {"model", "models", "device"}
+    assert shown == reported - {"model", "models", "device", "residency"}
     documented = set(re.findall(r"`(\w+)`", (DOCS / "signals.md").read_text()))
-    assert shown <= documented
+    assert shown | {"residency"} <= documented
+
+
+def test_a_model_is_in_one_state_at_a_time() -> None:
+    metrics = Metrics()
+    metrics.observe_snapshot("cpu", snapshot(load("a"), load("b", residency=Residency.DISK)))
+    found = {key: value for key, value in samples(metrics).items() if "residency" in key[0]}
+    name = "deepseek_model_residency"
+    assert {key for key, value in found.items() if key[0] == name and value == 1} == {
+        (name, "a", "cpu", "ready"),
+        (name, "b", "cpu", "disk"),
+    }
+    assert sum(key[0] == name for key in found) == 2 * len(Residency)
 
 
 def test_a_new_report_replaces_the_old_one() -> None:

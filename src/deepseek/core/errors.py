@@ -17,6 +17,7 @@
     │       ├── DeadlineUnreachable    deadline_unreachable      503
     │       ├── WorkerCrashed          worker_crashed            503
     │       ├── ModelUnavailable       model_unavailable         503
+    │       ├── ModelLoading           model_loading             503
     │       └── Draining               draining                  503
     ├── RequestTimeout                 request_timeout           504
     ├── EngineFault                    engine_fault              500
@@ -147,6 +148,12 @@ class ModelUnavailable(Unavailable):
     """The worker runs but could not load this model."""
 
     code = "model_unavailable"
+
+
+class ModelLoading(Unavailable):
+    """The model is being loaded, which takes longer than the request's deadline leaves."""
+
+    code = "model_loading"
 
 
 class Draining(Unavailable):

@@ -6,6 +6,8 @@ reads one must do without it.
 
 from dataclasses import dataclass
 
+from deepseek.core.residency import Residency
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLoad:
@@ -76,6 +78,19 @@ class ModelLoad:
     deadline_slack_s: float | None = None
     """Least time left until a deadline among the waiting and running; negative: missed; None:
     nothing is due."""
+    residency: Residency = Residency.READY
+    weights_bytes: int | None = None
+    """Memory that its weights take now, where models may be absent."""
+    load_s: float | None = None
+    """How long its last load took that somebody waited for; None: there was none."""
+    num_loads: int = 0
+    """Loads that have ended well, those ahead of any request among them."""
+    num_evictions: int = 0
+    """Times that it left memory."""
+    num_hits: int = 0
+    """Requests that found it ready, where models may be absent."""
+    num_misses: int = 0
+    """Requests that had to wait for a load, or were refused for it."""
 
     @property
     def kv_use(self) -> float | None:

@@ -13,6 +13,7 @@ from deepseek.core.decisions import Decision
 from deepseek.core.load import LoadSnapshot
 from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest, Task, TokenLogprobs
+from deepseek.core.residency import Residency
 
 FRAME_HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
@@ -43,6 +44,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Loaded with the model; one that cannot be is reported, the others serve."""
     max_adapters: int = 8
     max_adapter_rank: int = 64
+    keep_alive_s: float | None = None
+    """Leaves memory when it has been idle for so long; None: only where others need the room."""
+    min_resident: int = 1
+    """0: may be absent, also at the start; a request loads it."""
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +68,12 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Pinned memory beside a GPU for the weights of models that leave it; 0: none leaves."""
     max_step_tokens: int | None = None
     max_running: int | None = None
+    weights_bytes: int | None = None
+    """Bound of all loaded models' weights together, as they are kept for computing."""
+    preloading: str = "foreseen"
+    """Which models are loaded ahead of requests, and which make room (`scheduling.preloading`)."""
+    preload_bytes_per_s: int = 0
+    """Rate limit of loads that nobody waits for; 0: there are none."""
     step_policy: str = "fair-share"
     max_step_s: float = 0.01
     """Bound of steps beside a model with a reservation."""
@@ -148,18 +159,27 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Length of an embedding, or number of labels."""
     dtype: str = ""
     weights_bytes: int = 0
+    """Memory that its weights take, as they are kept for computing."""
     load_s: float = 0.0
     adapters: list[AdapterInfo] = []
     error: str | None = None
-    """Set when the model could not be loaded; the others serve on."""
+    """Set when the model could not be loaded at the start; the others serve on."""
     error_code: str | None = None
+    residency: Residency = Residency.READY
+    """All else is unknown until it has been loaded for the first time."""
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """Every model has been loaded, or has said why not."""
+    """Every model that is to be there at the start has been loaded, or has said why not."""
 
     pid: int
     models: list[ModelInfo]
+
+
+class ModelChanged(msgspec.Struct, tag="model_changed", frozen=True):
+    """A model has been loaded, or has left memory, or its load has begun or failed."""
+
+    model: ModelInfo
 
 
 class TokenDelta(msgspec.Struct, array_like=True, frozen=True):
@@ -213,7 +233,7 @@ class Load(msgspec.Struct, tag="load", frozen=True):
 
 
 Command = Generate | Encode | Abort | LoadAdapter | DropAdapter | Configure | Stop
-Event = Ready | StepOutput | Encoded | Done | Failed | Load
+Event = Ready | ModelChanged | StepOutput | Encoded | Done | Failed | Load
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -6,9 +6,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepseek.core.errors import AdapterRejected, DeepseekError, EngineFault, ModelUnavailable
+from deepseek.core.errors import (
+    AdapterNotFound,
+    AdapterRejected,
+    DeepseekError,
+    EngineFault,
+    ModelUnavailable,
+)
 from deepseek.core.wire import Done, DropAdapter, Event, Failed, LoadAdapter
-from deepseek.engine.base import AdapterHost, Engine
+from deepseek.engine.base import AdapterHost
+from deepseek.engine.hosted_model import HostedModel
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +24,8 @@ logger = logging.getLogger(__name__)
 class AdapterRead:
     """What has become of reading an adapter in a thread, to be put in place by the loop."""
 
-    id: int
-    """Of the command that asked for it."""
+    command: LoadAdapter
+    """What asked for it."""
     install: Future[Callable[[], None]]
 
 
@@ -27,13 +34,13 @@ class AdapterCommands:
 
     def __init__(
         self,
-        engines: Mapping[str, Engine],
+        models: Mapping[str, HostedModel],
         *,
         put: Callable[[AdapterRead], None],
         send: Callable[[Event], None],
     ) -> None:
         """`put` returns what was read to the loop, which gives it to `install`."""
-        self._engines = engines
+        self._models = models
         self._put = put
         self._send = send
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
@@ -44,16 +51,36 @@ class AdapterCommands:
         def read() -> Callable[[], None]:
             return self._host(command.model).prepare_adapter(command.name, Path(command.path))
 
+        if command.model in self._models:
+            self._models[command.model].num_readers += 1
         reading = self._reader.submit(read)
-        reading.add_done_callback(lambda done: self._put(AdapterRead(command.id, done)))
+        reading.add_done_callback(lambda done: self._put(AdapterRead(command, done)))
 
     def install(self, read: AdapterRead) -> None:
         """Put in place what was read, or say why it could not be."""
-        self._carry_out(read.id, lambda: read.install.result()())
+        command = read.command
+
+        def install() -> None:
+            read.install.result()()
+            self._models[command.model].adapters[command.name] = command.path
+
+        if command.model in self._models:
+            self._models[command.model].num_readers -= 1
+        self._carry_out(command.id, install)
 
     def drop(self, command: DropAdapter) -> None:
-        """Take no new request for an adapter."""
-        self._carry_out(command.id, lambda: self._host(command.model).drop_adapter(command.name))
+        """Take no new request for an adapter; also where its model is not there to be asked."""
+
+        def drop() -> None:
+            model = self._models.get(command.model)
+            if model is None or model.is_resident:
+                self._host(command.model).drop_adapter(command.name)
+            elif command.name not in model.adapters:
+                raise AdapterNotFound(f"adapter {command.name!r} is not loaded")
+            if model is not None:
+                model.adapters.pop(command.name, None)
+
+        self._carry_out(command.id, drop)
 
     def close(self) -> None:
         """Read nothing more."""
@@ -73,9 +100,9 @@ class AdapterCommands:
             self._send(Done(command_id))
 
     def _host(self, model: str) -> AdapterHost:
-        engine = self._engines.get(model)
-        if engine is None:
+        hosted = self._models.get(model)
+        if hosted is None:
             raise ModelUnavailable(f"model {model!r} is not loaded in this worker")
-        if not isinstance(engine, AdapterHost):
+        if not isinstance(hosted.engine, AdapterHost):
             raise AdapterRejected(f"model {model!r} takes no adapters")
-        return engine
+        return hosted.engine

@@ -95,6 +95,18 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class WarmUp(Protocol):
+    """What an engine has besides where its first request of some kind would wait for more."""
+
+    def warm_up(self) -> None:
+        """Do now what such a request would wait for; called while no request runs or waits.
+
+        May block for a fraction of a second. Fails quietly, with a line in the log.
+        """
+        ...
+
+
+@runtime_checkable
 class AdapterHost(Protocol):
     """What an engine has besides where its model takes LoRA adapters.
 

@@ -13,7 +13,8 @@ from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.kv_budget import profile_kv_bytes
 from deepseek.engine.kv_cache import DEFAULT_BLOCK_TOKENS, BlockPool
 from deepseek.engine.kv_storage import KVStorage
-from deepseek.engine.linear import linear_factory
+from deepseek.engine.linear import LinearFactory, linear_factory
+from deepseek.engine.load_pace import LoadPace
 from deepseek.engine.models.base import Decoder
 from deepseek.engine.models.mtp import MTPDrafter
 from deepseek.engine.models.registry import load_decoder, load_drafter
@@ -24,6 +25,7 @@ from deepseek.engine.parked_weights import ParkedWeights
 from deepseek.engine.prompt_lookup import PromptLookup
 from deepseek.engine.runner import CpuRunner, Runner
 from deepseek.engine.speculation import Speculation
+from deepseek.engine.weights_memory import weights_bytes
 from deepseek.weights.model_directory import ModelDirectory
 
 MIN_CONTEXT_TOKENS = 16
@@ -36,8 +38,13 @@ def load_decoder_engine(
     *,
     dtype: torch.dtype,
     device: str,
-) -> tuple[DecoderEngine, int]:
-    """Return the engine and the vocabulary's size; raises errors of `core.errors`."""
+    pace: LoadPace | None = None,
+) -> tuple[DecoderEngine, int, int]:
+    """Return the engine, the vocabulary's size, and the bytes that its weights take.
+
+    Raises errors of `core.errors`, and `LoadCancelled` where `pace` is given: that of a load beside
+    others' steps, in another thread than theirs.
+    """
     if model.speculation == "mtp" and device != "cpu":
         raise ConfigurationError(
             f"models.{model.name}.speculation: `mtp` runs on CPU pools only, not on {device!r}; "
@@ -45,18 +52,21 @@ def load_decoder_engine(
             param="speculation",
         )
     limits = step_limits(spec, device)
+    make_linear = linear_factory(model.quantization, device=device)
+    if pace is not None:
+        make_linear = pace.applied_to(make_linear)
     decoder = load_decoder(
         directory.path,
         dtype=dtype,
         device=device,
         ops=make_ops(device),
-        linear_factory=linear_factory(model.quantization, device=device),
+        linear_factory=make_linear,
     )
     can_park = device != "cpu" and spec.host_weights_bytes > 0
     weights = ParkedWeights(decoder, device=torch.device(device)) if can_park else None
     head = None
     if model.speculation == "mtp":
-        head = _load_head(model, directory, target=decoder, dtype=dtype)
+        head = _load_head(model, directory, target=decoder, dtype=dtype, make_linear=make_linear)
     kv_shape = decoder.kv_shape if head is None else head.joint_kv_shape
     adapters = AdapterSet(
         decoder.projections,
@@ -104,11 +114,8 @@ def load_decoder_engine(
             is_asynchronous=len(spec.models) == 1,
             weights=weights,
         )
-        runner.capture()
-    grammars = GrammarCompiler(
-        directory.path, vocab_size=decoder.vocab_size, eos_token_ids=eos_token_ids
-    )
-    grammars.warm_up()
+        if pace is None:
+            runner.capture()  # else each graph when a step first needs it, in the steps' thread
     engine = DecoderEngine(
         model.name,
         runner,
@@ -118,14 +125,16 @@ def load_decoder_engine(
             max_running=limits.max_running,
             lookahead=0 if head is None else 1,
         ),
-        grammars=grammars,
+        grammars=GrammarCompiler(
+            directory.path, vocab_size=decoder.vocab_size, eos_token_ids=eos_token_ids
+        ),
         eos_token_ids=eos_token_ids,
         vocab_size=decoder.vocab_size,
         max_model_len=max_len,
         adapters=adapters,
         speculation=speculation,
     )
-    return engine, decoder.vocab_size
+    return engine, decoder.vocab_size, weights_bytes(decoder, head)
 
 
 def _kv_bytes(
@@ -151,7 +160,12 @@ def _kv_bytes(
 
 
 def _load_head(
-    model: ModelSpec, directory: ModelDirectory, *, target: Decoder, dtype: torch.dtype
+    model: ModelSpec,
+    directory: ModelDirectory,
+    *,
+    target: Decoder,
+    dtype: torch.dtype,
+    make_linear: LinearFactory,
 ) -> MTPDrafter:
     head = load_drafter(
         directory.path,
@@ -159,7 +173,7 @@ def _load_head(
         dtype=dtype,
         device="cpu",
         ops=make_ops("cpu"),
-        linear_factory=linear_factory(model.quantization, device="cpu"),
+        linear_factory=make_linear,
     )
     if head is None:
         raise ConfigurationError(

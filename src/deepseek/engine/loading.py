@@ -15,31 +15,43 @@ from deepseek.engine.device import step_limits
 from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.engines.encoder import EncoderEngine
 from deepseek.engine.linear import linear_factory
-from deepseek.engine.models.encoder import load_encoder
+from deepseek.engine.load_pace import LoadPace
+from deepseek.engine.models.encoder import Encoder, load_encoder
 from deepseek.engine.ops.registry import make_ops
+from deepseek.engine.weights_memory import weights_bytes
 from deepseek.weights.model_directory import ModelDirectory, open_model_directory
 
 logger = logging.getLogger(__name__)
 
 
-def load_engine(model: ModelSpec, spec: WorkerSpec, *, device: str) -> tuple[Engine, ModelInfo]:
-    """Load one model; raises errors of `core.errors` and `OSError`."""
+def load_engine(
+    model: ModelSpec, spec: WorkerSpec, *, device: str, pace: LoadPace | None = None
+) -> tuple[Engine, ModelInfo]:
+    """Load one model; raises errors of `core.errors`, `OSError` and `LoadCancelled`.
+
+    `pace`: of a load beside others' steps, in another thread than theirs.
+    """
     started = time.monotonic()
     directory = open_model_directory(Path(model.path))
     dtype = _dtype(model.dtype, directory, device)
     engine: DecoderEngine | EncoderEngine
     if model.task is Task.GENERATE:
         width = 0
-        engine, vocab = load_decoder_engine(model, spec, directory, dtype=dtype, device=device)
+        engine, vocab, num_bytes = load_decoder_engine(
+            model, spec, directory, dtype=dtype, device=device, pace=pace
+        )
     else:
-        engine, width, vocab = _load_encoder(model, spec, directory, dtype=dtype, device=device)
+        engine, encoder = _load_encoder(
+            model, spec, directory, dtype=dtype, device=device, pace=pace
+        )
+        width, vocab, num_bytes = encoder.width, encoder.vocab_size, weights_bytes(encoder)
     info = ModelInfo(
         name=model.name,
         max_model_len=engine.max_model_len,
         vocab_size=vocab,
         width=width,
         dtype=str(dtype).removeprefix("torch."),
-        weights_bytes=directory.weights_bytes,
+        weights_bytes=num_bytes,
         load_s=time.monotonic() - started,
         adapters=load_listed(engine, model.adapters) if isinstance(engine, AdapterHost) else [],
     )
@@ -54,13 +66,15 @@ def _load_encoder(
     *,
     dtype: torch.dtype,
     device: str,
-) -> tuple[EncoderEngine, int, int]:
+    pace: LoadPace | None,
+) -> tuple[EncoderEngine, Encoder]:
+    make_linear = linear_factory(model.quantization, device=device)
     encoder = load_encoder(
         directory,
         dtype=dtype,
         device=device,
         ops=make_ops(device),
-        linear_factory=linear_factory(model.quantization, device=device),
+        linear_factory=make_linear if pace is None else pace.applied_to(make_linear),
     )
     max_len = min(directory.max_model_len, model.max_model_len or directory.max_model_len)
     engine = EncoderEngine(
@@ -69,7 +83,7 @@ def _load_encoder(
         max_len=max_len,
         max_step_tokens=step_limits(spec, device).max_encode_tokens,
     )
-    return engine, encoder.width, encoder.vocab_size
+    return engine, encoder
 
 
 def _dtype(name: str, directory: ModelDirectory, device: str) -> torch.dtype:

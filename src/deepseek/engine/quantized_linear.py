@@ -6,6 +6,7 @@ not depend on the rows it is batched with.
 
 import ctypes
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,11 +21,21 @@ GROUP = 64
 """Neighbouring inputs of a row that the kernel quantises by one scale and zero point."""
 
 
+_BLOCK_NUMBERS = 2**18
+"""Weights that are quantised at a time. In float32 they and what comes of them stay in the cache;
+a whole matrix at a time is bound by the pages that the system has to find for it."""
+
+
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return INT8 (out, in) and float32 scales (out,): symmetric, one scale per output channel."""
-    scales = weight.float().abs().amax(dim=1) / 127
-    scales = torch.where(scales > 0, scales, 1.0)
-    return torch.round(weight.float() / scales[:, None]).to(torch.int8), scales
+    quantized = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight))
+    for rows in _row_blocks(weight):
+        block = weight[rows].float()
+        largest = block.abs().amax(dim=1) / 127
+        scales[rows] = torch.where(largest > 0, largest, 1.0)
+        quantized[rows] = (block / scales[rows, None]).round_()
+    return quantized, scales
 
 
 def make_int8_linear(
@@ -89,6 +100,8 @@ class FbgemmInt8Linear(torch.nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self._packed = _fbgemm_packed(*quantize_rows(weight))
+        self.packed_bytes = weight.numel()
+        """What FBGEMM's own object holds, which does not say so."""
         self._bias = None if bias is None else bias.float()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -107,17 +120,30 @@ class FbgemmInt8Linear(torch.nn.Module):
 def _pack(quantized: torch.Tensor) -> torch.Tensor:
     """Return (tiles, inputs / 4, 16, 4), zeros where outputs or inputs were padded."""
     out_features, in_features = quantized.shape
-    padded = functional.pad(quantized, (0, -in_features % 4, 0, -out_features % _TILE))
-    tiles = padded.view(padded.shape[0] // _TILE, _TILE, padded.shape[1] // 4, 4)
-    return tiles.transpose(1, 2).contiguous()
+    padding = (0, -in_features % 4, 0, -out_features % _TILE)
+    padded = functional.pad(quantized, padding) if any(padding) else quantized
+    words = padded.view(torch.int32).unflatten(0, (-1, _TILE))  # four inputs are moved as one word
+    return words.transpose(1, 2).contiguous().view(torch.int8).unflatten(2, (_TILE, 4))
 
 
 def _group_sums(quantized: torch.Tensor) -> torch.Tensor:
     """Return (tiles, groups, 16) int16: what a zero point of one counts for, group by group."""
-    padding = (0, -quantized.shape[1] % GROUP, 0, -quantized.shape[0] % _TILE)
-    groups = functional.pad(quantized, padding).unflatten(1, (-1, GROUP))
-    sums = groups.sum(dim=2, dtype=torch.int16)
+    num_rows, num_inputs = quantized.shape
+    padding = -num_inputs % GROUP
+    sums = torch.zeros(num_rows + -num_rows % _TILE, (num_inputs + padding) // GROUP).short()
+    for rows in _row_blocks(quantized):
+        block = quantized[rows].float()  # sums of 64 are exact, and faster than those of integers
+        padded = functional.pad(block, (0, padding)) if padding else block
+        sums[rows] = padded.unflatten(1, (-1, GROUP)).sum(dim=2).short()
     return sums.unflatten(0, (-1, _TILE)).transpose(1, 2).contiguous()
+
+
+def _row_blocks(matrix: torch.Tensor) -> Iterator[slice]:
+    """Yield the rows, as many at a time as are `_BLOCK_NUMBERS`."""
+    num_rows, num_inputs = matrix.shape
+    step = max(1, _BLOCK_NUMBERS // num_inputs)
+    for start in range(0, num_rows, step):
+        yield slice(start, min(num_rows, start + step))
 
 
 def _fbgemm_packed(quantized: torch.Tensor, scales: torch.Tensor) -> Any:

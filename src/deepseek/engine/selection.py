@@ -5,10 +5,11 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from deepseek.core.errors import ConfigurationError, DeepseekError, UnsupportedModel
 from deepseek.core.requests import Task
+from deepseek.core.residency import Residency
 from deepseek.core.wire import ModelInfo, ModelSpec, WorkerSpec
 from deepseek.engine.base import Engine
 from deepseek.weights.model_directory import (
@@ -16,6 +17,9 @@ from deepseek.weights.model_directory import (
     ModelDirectory,
     open_model_directory,
 )
+
+if TYPE_CHECKING:
+    from deepseek.engine.load_pace import LoadPace
 
 logger = logging.getLogger(__name__)
 
@@ -26,23 +30,41 @@ _VLLM_ENVIRONMENT = {
 }
 
 
-def load_model(model: ModelSpec, spec: WorkerSpec, *, device: str) -> tuple[Engine, ModelInfo]:
+def load_model(
+    model: ModelSpec, spec: WorkerSpec, *, device: str, pace: "LoadPace | None" = None
+) -> tuple[Engine, ModelInfo]:
     """Load one model into the engine that the deployment chose, or that fits.
 
-    Raises errors of `core.errors` and `OSError`.
+    Raises errors of `core.errors` and `OSError`. `pace`: of a load beside others' steps, in another
+    thread than theirs; raises `LoadCancelled` too then.
     """
     directory = open_model_directory(Path(model.path), any_decoder=model.engine != "torch")
     if choose_engine(model, directory, pool=spec.pool) == "vllm":
+        if pace is not None:
+            raise ConfigurationError(
+                f"models.{model.name}: vLLM cannot load a model beside steps of others; leave out "
+                "min_resident, or write `engine: torch`"
+            )
         return _load_in_vllm(model, spec, directory, device=device)
-    return _load_in_torch(model, spec, device=device)
+    return _load_in_torch(model, spec, device=device, pace=pace)
 
 
 def failed_info(model: ModelSpec, error: DeepseekError | OSError) -> ModelInfo:
     """Return the report of a model that could not be loaded."""
     code = error.code if isinstance(error, DeepseekError) else "model_unavailable"
     return ModelInfo(
-        name=model.name, max_model_len=0, vocab_size=0, error=str(error), error_code=code
+        name=model.name,
+        max_model_len=0,
+        vocab_size=0,
+        error=str(error),
+        error_code=code,
+        residency=Residency.FAILED,
     )
+
+
+def absent_info(model: ModelSpec) -> ModelInfo:
+    """Return the report of a model that has not been loaded yet, and may be."""
+    return ModelInfo(name=model.name, max_model_len=0, vocab_size=0, residency=Residency.DISK)
 
 
 def choose_engine(
@@ -65,7 +87,9 @@ def choose_engine(
     )
 
 
-def _load_in_torch(model: ModelSpec, spec: WorkerSpec, *, device: str) -> tuple[Engine, ModelInfo]:
+def _load_in_torch(
+    model: ModelSpec, spec: WorkerSpec, *, device: str, pace: "LoadPace | None"
+) -> tuple[Engine, ModelInfo]:
     try:
         from deepseek.engine.loading import load_engine  # noqa: PLC0415 - see the module
     except ImportError as error:
@@ -75,7 +99,7 @@ def _load_in_torch(model: ModelSpec, spec: WorkerSpec, *, device: str) -> tuple[
             "give the model a pool without `python`"
         ) from error
     logger.info("model %s runs on the torch engine", model.name)
-    return load_engine(model, spec, device=device)
+    return load_engine(model, spec, device=device, pace=pace)
 
 
 def _load_in_vllm(

@@ -26,6 +26,17 @@ class PoolSettings(Settings):
     memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Part of a GPU's memory that the pool may take in all, where `kv_cache_bytes` is not set;
     default 0.9."""
+    weights_bytes: OptionalSizeBytes = Field(default=None, ge=1024**2)
+    """Memory for the weights of the pool's loaded models together, as they are kept for computing;
+    default: no bound. Where models may be absent (`min_resident: 0`), one that is asked for takes
+    the place of others that are worth less."""
+    preload_bytes_per_s: SizeBytes = Field(default=0, ge=0)
+    """Rate at which weights are loaded ahead of requests while the device is idle; default 0:
+    models are loaded when they are asked for."""
+    preloading: str = "foreseen"
+    """What decides which models are loaded ahead and which make room: `foreseen` (default; by how
+    likely each is asked for next), `gdsf`, `gdsf-foreseen`, `lru`, `lru-foreseen`, or a name from
+    the entry-point group `deepseek.preloading_policies`."""
     max_step_tokens: int | None = Field(default=None, ge=16, le=65536)
     """Tokens one engine step may process; long prompts are cut into chunks of this size so that
     running streams keep their pace. Default on a CPU: 128, and 512

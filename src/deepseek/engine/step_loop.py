@@ -1,4 +1,7 @@
-"""The worker's main loop: take commands, pick a model, step it, send what it produced."""
+"""The worker's main loop: take commands, pick a model, step it, send what it produced.
+
+Between two steps it also lets models come and go (`deepseek.engine.residency`).
+"""
 
 import logging
 import time
@@ -30,6 +33,8 @@ from deepseek.engine.adapter_commands import AdapterCommands, AdapterRead
 from deepseek.engine.base import Request
 from deepseek.engine.hosted_model import HostedModel, StepResult
 from deepseek.engine.memory import resident_bytes
+from deepseek.engine.model_loader import ModelRead
+from deepseek.engine.residency import Residents
 from deepseek.engine.step_record import StepRecord
 from deepseek.scheduling.batching.base import NOTHING
 from deepseek.scheduling.batching.registry import check_batching_policy
@@ -39,7 +44,13 @@ from deepseek.telemetry.sampling import DeviceSampler
 
 logger = logging.getLogger(__name__)
 
-Inbox = SimpleQueue[Command | AdapterRead | None]
+_IDLE_S = 0.25
+"""How long nothing has happened when the loop does what nobody waits for."""
+
+_MOST_BUSY = 0.5
+"""Part of the time in which the loop ran steps, above which nothing is loaded ahead."""
+
+Inbox = SimpleQueue[Command | AdapterRead | ModelRead | None]
 """What the loop does between two steps; None: the platform is gone."""
 
 
@@ -56,22 +67,27 @@ class StepLoop:
         send: Callable[[Event], None],
         snapshot_interval_s: float,
         record: StepRecord | None = None,
+        residents: Residents | None = None,
     ) -> None:
-        """Take commands from a queue and send events by `send`."""
+        """Take commands from a queue and send events by `send`.
+
+        `residents`: says which models are there; None: all, and they stay.
+        """
         self._models = {model.name: model for model in models}
         self._policy = policy
         self._sensor = sensor
         self._commands = commands
-        self._adapters = AdapterCommands(
-            {model.name: model.engine for model in models}, put=commands.put, send=send
-        )
+        self._adapters = AdapterCommands(self._models, put=commands.put, send=send)
         self._send = send
         self._interval_s = snapshot_interval_s
         self._record = record
+        self._residents = residents
         self._owners: dict[int, HostedModel] = {}
         self._started_s = time.monotonic()
         self._busy = DeviceBusy(self._started_s)
         self._next_report_s = 0.0
+        self._last_work_s = self._started_s
+        """When a command came or a step ended."""
         self._stopping = False
         self._last: HostedModel | None = None
         """Who stepped last: the device may still be at it."""
@@ -82,6 +98,8 @@ class StepLoop:
             self._run()
         finally:
             self._adapters.close()
+            if self._residents is not None:
+                self._residents.close()
             self._sensor.stop()
             if self._record is not None:
                 self._record.flush()
@@ -93,10 +111,29 @@ class StepLoop:
                 return
             self._report()
             ready, wait_s = self._ready(time.monotonic())
+            self._look_after_residents(is_idle=not ready)
             if ready:
                 self._step(self._policy.pick(ready))
             elif self._stopping:
                 return
+            else:
+                wait_s = min(wait_s, self._use_idle_time())
+
+    def _look_after_residents(self, *, is_idle: bool) -> None:
+        if self._residents is not None and not self._stopping:
+            is_idle = is_idle and self._busy.latest < _MOST_BUSY
+            self._residents.look(time.monotonic(), is_idle=is_idle)
+
+    def _use_idle_time(self) -> float:
+        """Do one thing that nobody waits for; return when to come back for the next."""
+        cold = next((model for model in self._models.values() if model.can_warm_up), None)
+        if cold is None:
+            return self._interval_s
+        idle_s = time.monotonic() - self._last_work_s
+        if idle_s < _IDLE_S:
+            return _IDLE_S - idle_s
+        cold.warm_up()
+        return 0.0
 
     def _ready(self, now_s: float) -> tuple[list[str], float]:
         """Return who could step now; and how long to wait for commands before looking again."""
@@ -122,7 +159,7 @@ class StepLoop:
             logger.exception("a step of model %s failed", name)
             self._fail(model, error, started_s=started_s)
             return
-        ended_s = time.monotonic()
+        ended_s = self._last_work_s = time.monotonic()
         seconds = ended_s - started_s
         self._charge(model, seconds)
         model.account(result, seconds=seconds, now_s=ended_s)
@@ -198,7 +235,8 @@ class StepLoop:
         except Empty:
             return True
 
-    def _apply(self, command: Command | AdapterRead) -> None:
+    def _apply(self, command: Command | AdapterRead | ModelRead) -> None:
+        self._last_work_s = time.monotonic()
         match command:
             case Generate(requests):
                 for request in requests:
@@ -212,12 +250,12 @@ class StepLoop:
                         model.engine.abort(request_id)
             case Configure():
                 self._configure(command)
-            case LoadAdapter():
-                self._adapters.load(command)
+            case LoadAdapter() | DropAdapter():
+                self._change_adapters(command)
             case AdapterRead():
                 self._adapters.install(command)
-            case DropAdapter():
-                self._adapters.drop(command)
+            case ModelRead():
+                self._put_in_place(command)
             case Stop():
                 self._stopping = True
 
@@ -227,12 +265,34 @@ class StepLoop:
             message = f"model {request.model!r} is not loaded in this worker"
             self._send(Failed(request.id, "model_unavailable", message))
             return
+        now_s = time.monotonic()
+        if self._residents is not None:
+            refusal = self._residents.admit(model.name, request_id=request.id, now_s=now_s)
+            if refusal is not None:
+                self._send(refusal)
+                return
         try:
-            model.add(request, now_s=time.monotonic())
+            model.add(request, now_s=now_s)
         except DeepseekError as error:
             self._send(Failed(request.id, error.code, error.message, error.param))
             return
         self._owners[request.id] = model
+
+    def _change_adapters(self, command: LoadAdapter | DropAdapter) -> None:
+        residents = self._residents
+        if residents is not None and residents.holds_back(command, now_s=time.monotonic()):
+            return
+        if isinstance(command, LoadAdapter):
+            self._adapters.load(command)
+        else:
+            self._adapters.drop(command)
+
+    def _put_in_place(self, read: ModelRead) -> None:
+        if self._residents is None:
+            return
+        for failed in self._residents.put_in_place(read, now_s=time.monotonic()):
+            self._owners.pop(failed.id, None)
+            self._send(failed)
 
     def _configure(self, command: Configure) -> None:
         """Take new QoS for all models that are named, or for none of them."""
@@ -266,6 +326,9 @@ class StepLoop:
             for load in loads
             for decision in self._models[load.model].adjust(load, device, now_s=now_s)
         ]
+        if self._residents is not None:
+            loads = [self._residents.described(load) for load in loads]
+            decisions += self._residents.take_decisions()
         snapshot = LoadSnapshot(
             uptime_s=now_s - self._started_s,
             rss_bytes=resident_bytes(),

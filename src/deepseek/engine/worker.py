@@ -11,8 +11,6 @@ import signal
 import socket
 import sys
 import threading
-import time
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -24,25 +22,17 @@ from deepseek.core.wire import (
     FRAME_HEADER,
     REFUSED_STATUS,
     Event,
-    ModelInfo,
-    ModelSpec,
     Ready,
     WorkerSpec,
     command_decoder,
     frame,
     spec_decoder,
 )
-from deepseek.engine.base import Engine
-from deepseek.engine.decision_record import DecisionRecord
 from deepseek.engine.device import prepare_device
-from deepseek.engine.hosted_model import HostedModel
-from deepseek.engine.selection import failed_info, load_model
+from deepseek.engine.starting import make_residents, start_models
 from deepseek.engine.step_loop import Inbox, StepLoop
 from deepseek.engine.step_record import StepRecord
-from deepseek.scheduling.batching.registry import PolicyMaker, policy_named_by
-from deepseek.scheduling.decision_log import RecordedPolicy
 from deepseek.scheduling.sharing.registry import make_step_policy
-from deepseek.telemetry.meters import ModelMeter
 from deepseek.telemetry.sampling import DeviceSampler
 from deepseek.telemetry.sensors.registry import make_sensor
 
@@ -70,57 +60,25 @@ def main() -> int:
         policy = make_step_policy(
             spec.step_policy, {m.name: m.qos for m in spec.models}, max_step_s=spec.max_step_s
         )
+        started = start_models(spec, device=device)
+        residents = make_residents(started, spec, device=device, commands=commands, send=events.put)
     except DeepseekError as error:
         logger.error("%s", error.message)
         return REFUSED_STATUS
-    models, infos = _load_models(spec, device)
-    events.put(Ready(os.getpid(), infos))
+    events.put(Ready(os.getpid(), started.infos))
     StepLoop(
-        models,
+        started.hosted,
         policy,
         sensor=_started_sensor(spec, device),
         commands=commands,
         send=events.put,
         snapshot_interval_s=spec.snapshot_interval_s,
         record=StepRecord(Path(spec.step_record)) if spec.step_record else None,
+        residents=residents,
     ).run()
     events.put(None)
     writer.join(timeout=5)
     return 0
-
-
-def _load_models(spec: WorkerSpec, device: str) -> tuple[list[HostedModel], list[ModelInfo]]:
-    """Load every model; one that cannot be loaded is reported and the others serve."""
-    make_policy = _policy_maker(spec)
-    hosted: list[HostedModel] = []
-    infos: list[ModelInfo] = []
-    for model in spec.models:
-        try:
-            engine, info = load_model(model, spec, device=device)
-            hosted.append(_hosted(model, engine, make_policy))
-        except (DeepseekError, OSError) as error:
-            logger.error("model %s cannot be loaded: %s", model.name, error)
-            info = failed_info(model, error)
-        infos.append(info)
-    return hosted, infos
-
-
-def _hosted(model: ModelSpec, engine: Engine, make_policy: PolicyMaker) -> HostedModel:
-    return HostedModel(
-        engine,
-        make_policy(model.qos, model.name, engine.limits),
-        ModelMeter(time.monotonic()),
-        qos=model.qos,
-        make_policy=make_policy,
-    )
-
-
-def _policy_maker(spec: WorkerSpec) -> PolicyMaker:
-    """Return what makes the worker's policies: plain ones, or ones that keep a record."""
-    if spec.decision_record is None:
-        return policy_named_by
-    record = DecisionRecord(Path(spec.decision_record), max_bytes=spec.decision_record_bytes)
-    return partial(RecordedPolicy, write=record.add)
 
 
 def _started_sensor(spec: WorkerSpec, device: str) -> DeviceSampler:

@@ -49,7 +49,13 @@ class Operations:
     async def ready(self, exchange: Exchange) -> None:
         """Say whether requests would be served, and of each model that would not, why."""
         models = [
-            ModelReadiness(name=s.name, task=s.task.value, ready=s.ready, reason=s.reason)
+            ModelReadiness(
+                name=s.name,
+                task=s.task.value,
+                ready=s.ready,
+                reason=s.reason,
+                residency=s.residency,
+            )
             for s in self._parts.deployments.statuses()
         ]
         if self._parts.is_draining:
@@ -75,4 +81,5 @@ def model_body(status: DeploymentStatus) -> Model:
         max_model_len=status.max_model_len,
         ready=status.ready,
         parent=status.parent or None,
+        residency=status.residency,
     )

@@ -38,6 +38,10 @@ class Model(Struct, frozen=True, kw_only=True):
     ready: bool
     parent: str | None = None
     """Of a LoRA adapter: the deployment that serves it."""
+    residency: str | None = None
+    """Where the model is: `disk` (a request loads it), `loading`, `ready` or `failed`; none while
+    its pool has no worker.
+    """
 
 
 class ModelList(Struct, frozen=True, kw_only=True):
@@ -60,6 +64,8 @@ class ModelReadiness(Struct, frozen=True, kw_only=True):
     task: str
     ready: bool
     reason: str
+    residency: str | None = None
+    """Where the model is; one on `disk` takes requests as well."""
 
 
 class Readiness(Struct, frozen=True, kw_only=True):

@@ -46,6 +46,7 @@ class AdaptedGenerator:
             created=self._adapter.created,
             max_model_len=base.max_model_len,
             parent=base.name,
+            residency=base.residency,
         )
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from deepseek.core.errors import AdapterRejected
+from deepseek.core.residency import Residency
 from deepseek.core.wire import AdapterSpec, ModelInfo, ModelSpec, WorkerSpec
 
 
@@ -56,16 +57,23 @@ class AdapterRoster:
         return msgspec.structs.replace(spec, models=models)
 
     def worker_started(self, models: Iterable[ModelInfo]) -> None:
-        """Note what a new worker says of the adapters it was given; silence is a fault."""
+        """Note what a new worker says of the adapters it was given."""
         for model in models:
-            errors = {info.name: info.error for info in model.adapters}
-            adapters = self._of_model[model.name]
-            for name, adapter in adapters.items():
-                adapters[name] = ServedAdapter(
-                    spec=adapter.spec,
-                    created=adapter.created,
-                    error=errors.get(name, "the model's engine takes no adapters"),
-                )
+            if model.residency is not Residency.DISK:
+                self.model_loaded(model)
+
+    def model_loaded(self, model: ModelInfo) -> None:
+        """Note what a worker says of the adapters of a model that it has loaded; silence is a
+        fault.
+        """
+        errors = {info.name: info.error for info in model.adapters}
+        adapters = self._of_model[model.name]
+        for name, adapter in adapters.items():
+            adapters[name] = ServedAdapter(
+                spec=adapter.spec,
+                created=adapter.created,
+                error=errors.get(name, "the model's engine takes no adapters"),
+            )
 
     def loaded(self, model: str, spec: AdapterSpec) -> None:
         """Note an adapter that the worker has loaded."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepseek.core.requests import SamplingParams, Task
+from deepseek.core.residency import Residency
 from deepseek.serving.kept_decisions import KeptDecision
 
 
@@ -94,6 +95,10 @@ class DeploymentStatus:
     num_in_flight: int = 0
     parent: str = ""
     """Of a LoRA adapter: the deployment that serves it."""
+    residency: Residency | None = None
+    """Where the model is; None while its pool has no worker that could have it. One on disk is
+    ready as well: a request loads it.
+    """
 
 
 class GenerateDeployment(Protocol):

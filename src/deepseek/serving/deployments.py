@@ -71,9 +71,14 @@ class Deployment:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens the model takes; what the worker found once it runs, the config's until then."""
+        """Tokens the model takes; what the worker found when it loaded it, until then what was set
+        or the config says.
+        """
         info = self._replica.model(self.name)
-        return info.max_model_len if info and info.error is None else self.directory.max_model_len
+        if info is not None and info.max_model_len:
+            return info.max_model_len
+        own = self.directory.max_model_len
+        return min(own, self.settings.max_model_len or own)
 
     @property
     def status(self) -> DeploymentStatus:
@@ -91,6 +96,7 @@ class Deployment:
             created=self._created,
             max_model_len=self.max_model_len,
             num_in_flight=self._num_in_flight,
+            residency=self._replica.residency(self.name),
         )
 
     @property

@@ -53,16 +53,18 @@ def qos_faults(models: Mapping[str, Raw], pools: Mapping[str, Raw]) -> list[Foun
 
 
 def check_engine_takes_qos(name: str, settings: ModelSettings, directory: ModelDirectory) -> None:
-    """Raise `ConfigurationError` for settings that the engine of a model would not heed.
-
-    `engine: auto` is vLLM where ours does not know the architecture (`engine.selection`).
-    """
-    is_ours = directory.task is not Task.GENERATE or directory.architecture in DECODER_ARCHITECTURES
-    if settings.engine == "torch" or (settings.engine == "auto" and is_ours):
+    """Raise `ConfigurationError` for settings that the engine of a model would not heed."""
+    if not runs_on_vllm(settings, directory):
         return
     for field, text in _vllm_faults(settings.qos):
         place = f"models.{name}.qos.{field}"
         raise ConfigurationError(f"{place}: {directory.architecture}: {text}", param=place)
+
+
+def runs_on_vllm(settings: ModelSettings, directory: ModelDirectory) -> bool:
+    """Say whether vLLM runs a model: `auto` is where ours does not know the architecture."""
+    is_ours = directory.task is not Task.GENERATE or directory.architecture in DECODER_ARCHITECTURES
+    return settings.engine == "vllm" or (settings.engine == "auto" and not is_ours)
 
 
 def _policy_faults(qos: QosSettings, known: Sequence[str]) -> Iterator[tuple[str, str]]:

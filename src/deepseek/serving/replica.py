@@ -26,6 +26,7 @@ from deepseek.core.errors import (
 from deepseek.core.load import LoadSnapshot
 from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest
+from deepseek.core.residency import Residency
 from deepseek.core.wire import (
     REFUSED_STATUS,
     Abort,
@@ -40,6 +41,7 @@ from deepseek.core.wire import (
     Generate,
     Load,
     LoadAdapter,
+    ModelChanged,
     ModelInfo,
     Ready,
     StepOutput,
@@ -149,11 +151,17 @@ class Replica:
         return len(self._pending)
 
     def model(self, name: str) -> ModelInfo | None:
-        """Return what the worker said of a model at its last start."""
+        """Return what the worker last said of a model."""
         return self._models.get(name)
 
+    def residency(self, name: str) -> Residency | None:
+        """Return where a model is; None while there is no worker that could have it."""
+        if self.state is not WorkerState.READY:
+            return None
+        return self._models[name].residency
+
     async def start(self) -> None:
-        """Start the worker and wait until its models are loaded.
+        """Start the worker and wait until it has the models that are to be there at the start.
 
         Raises `Unavailable` where it cannot be started within the policy's patience, or says that
         it cannot work as it is set up.
@@ -393,14 +401,21 @@ class Replica:
                 self.decisions.add(decisions)
                 if self._observer is not None:
                     self._observer(self.pool, snapshot)
+            case ModelChanged(model):
+                self._models[model.name] = model
+                if model.residency is Residency.READY:
+                    self.adapters.model_loaded(model)
             case Ready(_, models):
-                self._models = {info.name: info for info in models}
-                self.adapters.worker_started(models)
-                self._set_state(WorkerState.READY, "")
-                for pending in self._pending.values():
-                    self._send(pending.request)
-                if self._first_ready is not None and not self._first_ready.done():
-                    self._first_ready.set_result(None)
+                self._begin_to_serve(models)
+
+    def _begin_to_serve(self, models: list[ModelInfo]) -> None:
+        self._models = {info.name: info for info in models}
+        self.adapters.worker_started(models)
+        self._set_state(WorkerState.READY, "")
+        for pending in self._pending.values():
+            self._send(pending.request)
+        if self._first_ready is not None and not self._first_ready.done():
+            self._first_ready.set_result(None)
 
     def _deliver(self, request_id: int, item: _Answer) -> None:
         """Hand an item over; late items of withdrawn requests are dropped."""

@@ -96,6 +96,12 @@ class ModelSettings(Settings):
     share: float = Field(default=1.0, gt=0, le=1000)
     """Weight of the model in the device time that nobody has reserved, and in the pool's KV-cache
     memory, beside its neighbours'; default 1."""
+    min_resident: int = Field(default=1, ge=0, le=1)
+    """1 (default): the model is loaded before the pool serves, and stays. 0: it may be absent, and
+    a request loads it, and waits for that."""
+    keep_alive: OptionalDurationSeconds = Field(default=None, gt=0)
+    """Time without a request after which a model with `min_resident: 0` leaves memory, weights and
+    attention state; default: it stays until another one needs the room."""
     qos: QosSettings = Field(default_factory=QosSettings)
     """Promises and batching; default: none, batches by deadline slack."""
     decisions_kept: int = Field(default=256, ge=1, le=65536)

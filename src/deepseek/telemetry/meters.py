@@ -170,6 +170,11 @@ class DeviceBusy:
         self._busy_s = 0.0
         self._latest: float | None = None
 
+    @property
+    def latest(self) -> float:
+        """What the last reading said; 0 before any."""
+        return self._latest or 0.0
+
     def stepped(self, seconds: float) -> None:
         """Account the device time of one step, whichever model's."""
         self._busy_s += seconds

@@ -104,8 +104,30 @@ MODEL_GAUGES = [
         "KV-cache tokens kept for prefix reuse only; they give way to running requests.",
     ),
     Family("kv_tokens_capacity", "deepseek_model_kv_capacity_tokens", "KV-cache tokens that fit."),
+    Family(
+        "weights_bytes",
+        "deepseek_model_weights_bytes",
+        "Memory that the model's weights take now, in pools whose models may be absent.",
+    ),
+    Family(
+        "load_s",
+        "deepseek_model_load_seconds",
+        "How long the model's last load took that somebody waited for.",
+    ),
 ]
 MODEL_COUNTERS = [
+    Family("num_loads", "deepseek_model_loads_total", "Times the model was loaded on the way."),
+    Family("num_evictions", "deepseek_model_evictions_total", "Times the model left memory."),
+    Family(
+        "num_hits",
+        "deepseek_model_residency_hits_total",
+        "Requests that found the model ready, in pools whose models may be absent.",
+    ),
+    Family(
+        "num_misses",
+        "deepseek_model_residency_misses_total",
+        "Requests that waited for the model's load, or were refused for it.",
+    ),
     Family("busy_s", "deepseek_model_busy_seconds_total", "Device time this model has used."),
     Family("num_steps", "deepseek_model_steps_total", "Engine steps run for this model."),
     Family(

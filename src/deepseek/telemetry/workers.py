@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from deepseek.core.load import DeviceLoad, LoadSnapshot, ModelLoad
+from deepseek.core.residency import Residency
 from deepseek.telemetry.worker_families import (
     DEVICE_GAUGES,
     MODEL_COUNTERS,
@@ -58,6 +59,11 @@ class WorkerCollector(Collector):
             ["pool"],
             (([pool], count) for pool, count in self._restarts.items()),
         )
+        yield _gauge(
+            ("deepseek_model_residency", "1 for where the model is, 0 for where it is not."),
+            ["pool", "model", "state"],
+            self._residencies(),
+        )
         for family in POOL_GAUGES:
             yield _gauge(family.about, ["pool"], self._of_pools(family))
         for family in DEVICE_GAUGES:
@@ -66,6 +72,12 @@ class WorkerCollector(Collector):
             yield _gauge(family.about, ["pool", "model"], self._of_models(family))
         for family in MODEL_COUNTERS:
             yield _counter(family.about, ["pool", "model"], self._of_models(family))
+
+    def _residencies(self) -> Iterator[_Sample]:
+        for pool, snapshot in self._snapshots.items():
+            for load in _by_model(snapshot.models).values():
+                for state in Residency:
+                    yield [pool, load.model, state.value], float(load.residency is state)
 
     def _of_pools(self, family: Family) -> Iterator[_Sample]:
         for pool, snapshot in self._snapshots.items():

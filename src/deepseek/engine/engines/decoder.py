@@ -194,11 +194,16 @@ class DecoderEngine:
         self._runner.wake()
 
     def close(self) -> None:
-        """Forget all requests and weights."""
+        """Forget all requests, weights and adapters."""
         self._in_flight = None
         self._scheduler.waiting.clear()
         self._scheduler.running.clear()
         self._runner.close()
+        del self._adapters  # it knows every layer
+
+    def warm_up(self) -> None:
+        """Read the tokenizer, which constrained requests need and others do not."""
+        self._grammars.warm_up()
 
     def prepare_adapter(self, name: str, path: Path) -> Callable[[], None]:
         """Read a LoRA adapter; see `deepseek.engine.base.AdapterHost`."""

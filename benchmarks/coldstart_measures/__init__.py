@@ -1,0 +1,1 @@
+"""What `benchmarks/coldstart.py` measures."""

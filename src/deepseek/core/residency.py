@@ -1,0 +1,16 @@
+"""Where a model is: what the worker decides and the platform shows."""
+
+from enum import StrEnum
+
+
+class Residency(StrEnum):
+    """Where a model of a pool is in its life."""
+
+    DISK = "disk"
+    """Only its directory: a request begins its load, and waits for it."""
+    LOADING = "loading"
+    """On its way into memory."""
+    READY = "ready"
+    """Its weights are prepared for the device, and it answers."""
+    FAILED = "failed"
+    """Its last load failed."""

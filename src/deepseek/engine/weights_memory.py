@@ -1,0 +1,60 @@
+"""How much memory a model's weights take, as they are kept for computing."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+_OWN_MODULES = ("deepseek.", "transformers.")
+
+
+def weights_bytes(*models: object) -> int:
+    """Return the bytes of every tensor that these objects hold, each memory counted once.
+
+    Not what was read: layers are packed, quantised and padded, and a tied head has a copy of its
+    own beside the embedding.
+    """
+    seen: set[int] = set()
+    sizes: dict[int, int] = {}
+    pending: list[object] = list(models)
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            place, size = _memory_of(value)
+            sizes[place] = max(size, sizes.get(place, 0))
+        else:
+            sizes[id(value)] = getattr(value, "packed_bytes", 0)
+            pending.extend(_parts(value))
+    return sum(sizes.values())
+
+
+def _memory_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return what tells a tensor's memory apart, and its size."""
+    if tensor.is_mkldnn:  # opaque: it has no address that could be asked for
+        return id(tensor), tensor.numel() * tensor.itemsize
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+def _parts(value: object) -> Iterable[object]:
+    """Return what an object of a model holds; nothing of what only refers to it or to the world."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    is_own = type(value).__module__.startswith(_OWN_MODULES)
+    if is_own or isinstance(value, torch.nn.Module):
+        return _fields(value)
+    return ()
+
+
+def _fields(value: object) -> Iterator[Any]:
+    yield from getattr(value, "__dict__", {}).values()
+    for cls in type(value).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name):
+                yield getattr(value, name)

@@ -1,0 +1,56 @@
+"""What is wrong with the settings that let models come and go, where no single one shows it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic.alias_generators import to_camel
+
+from deepseek.core.errors import ConfigurationError
+from deepseek.scheduling.preloading.registry import preloading_policy_names
+from deepseek.serving.qos_faults import runs_on_vllm
+from deepseek.serving.settings import ModelSettings
+from deepseek.weights.model_directory import ModelDirectory
+
+_VLLM = "vLLM does not let models come and go; leave this out of a model that runs on it"
+
+Found = tuple[tuple[str, ...], str]
+"""The keys below a section that lead to a fault, as the file spells them, and what it is."""
+
+
+def residency_faults(models: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
+    """Yield the faults of the models of a file, whose values may be anything that YAML can hold."""
+    for name, model in models.items():
+        keep_alive = _spelling(model, "keep_alive")
+        may_be_absent = _get(model, "min_resident") == 0
+        if keep_alive in model and model[keep_alive] is not None and not may_be_absent:
+            text = "has no effect while min_resident is 1, the default; write `min_resident: 0` too"
+            yield (name, keep_alive), text
+        if may_be_absent and model.get("engine") == "vllm":
+            yield (name, _spelling(model, "min_resident")), _VLLM
+
+
+def preloading_faults(pools: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
+    """Yield the faults of the pools of a file, whose values may be anything that YAML can hold."""
+    known = preloading_policy_names()
+    for name, pool in pools.items():
+        policy = pool.get("preloading")
+        if isinstance(policy, str) and policy not in known:
+            text = f"no preloading policy {policy!r}; known: {', '.join(known)}"
+            yield (name, "preloading"), text
+
+
+def check_engine_lets_go(name: str, settings: ModelSettings, directory: ModelDirectory) -> None:
+    """Raise `ConfigurationError` where a model may be absent whose engine cannot be exchanged."""
+    if settings.min_resident == 0 and runs_on_vllm(settings, directory):
+        place = f"models.{name}.min_resident"
+        raise ConfigurationError(f"{place}: {_VLLM}", param=place)
+
+
+def _get(section: Mapping[str, Any], field: str) -> Any:
+    return section.get(field, section.get(to_camel(field)))
+
+
+def _spelling(section: Mapping[str, Any], field: str) -> str:
+    """Return the key under which the file has a field; where it has none, its own name."""
+    camel = to_camel(field)
+    return camel if camel in section else field

@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from deepseek.scheduling.preloading.base import ModelState, Tier
 from deepseek.scheduling.preloading.preloader import RankedPreloader
@@ -22,6 +22,9 @@ class KnownPopularity:
     def __init__(self, arrivals: Sequence[ModelArrival]) -> None:
         """Count the future."""
         self._counts = Counter(arrival.model for arrival in arrivals)
+
+    def meet(self, models: Iterable[str]) -> None:
+        """Ignore it: each is judged by itself."""
 
     def observe(self, model: str, *, now_s: float) -> None:
         """Learn nothing."""
@@ -47,6 +50,9 @@ class Clairvoyant:
         self._times_s: dict[str, list[float]] = {}
         for arrival in sorted(arrivals, key=lambda a: a.at_s):
             self._times_s.setdefault(arrival.model, []).append(arrival.at_s)
+
+    def meet(self, models: Iterable[str]) -> None:
+        """Ignore it: each is judged by itself."""
 
     def observe(self, model: str, *, now_s: float) -> None:
         """Learn nothing."""

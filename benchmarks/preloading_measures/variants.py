@@ -1,5 +1,7 @@
 """Other ways to value a model, for the ablation: what was measured and not taken."""
 
+from collections.abc import Iterable
+
 from deepseek.scheduling.preloading.base import ModelState, Tier
 from deepseek.scheduling.preloading.demand import Demand, Popularity, Timing
 from deepseek.scheduling.preloading.preloader import RankedPreloader
@@ -13,6 +15,10 @@ class BySize:
         """`power`: 0 is by the byte as `Foreseen`, 1 the probability alone, 2 times the size."""
         self._demand = Demand()
         self._power = power
+
+    def meet(self, models: Iterable[str]) -> None:
+        """Tell the forecast."""
+        self._demand.meet(models)
 
     def observe(self, model: str, *, now_s: float) -> None:
         """Tell the forecast."""
@@ -59,6 +65,10 @@ class OneForecast:
         self._popularity = Popularity()
         self._timing = Timing()
         self._known: dict[str, None] = {}
+
+    def meet(self, models: Iterable[str]) -> None:
+        """Remember them."""
+        self._known |= dict.fromkeys(models)
 
     def observe(self, model: str, *, now_s: float) -> None:
         """Tell both."""

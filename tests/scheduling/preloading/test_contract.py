@@ -42,9 +42,7 @@ pytestmark = pytest.mark.parametrize("name", preloading_policy_names())
 
 
 @given(residency=any_tiers(), asked=requests)
-# The same examples each time: a random run has found tiers in which `lru-foreseen`
-# does not come to an end, and that is not mended yet.
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(deadline=None, max_examples=150)
 def test_actions_come_to_an_end_and_then_there_is_none(
     name: str, residency: Residency, asked: list[tuple[str, float]]
 ) -> None:

@@ -1,6 +1,6 @@
 """The rules that the policies share, with a ranking that is given."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -29,6 +29,8 @@ class Given:
 
     def __init__(self, worth: Mapping[str, float]) -> None:
         self._worth = worth
+
+    def meet(self, models: Iterable[str]) -> None: ...
 
     def observe(self, model: str, *, now_s: float) -> None: ...
 
@@ -176,3 +178,21 @@ def test_a_cancelled_preload_names_who_waits() -> None:
 def test_an_unknown_policy_is_named_with_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match=r"'fifo' is unknown; known: .*foreseen.*lru"):
         make_preloading_policy("fifo")
+
+
+@pytest.mark.parametrize("name", ["foreseen", "lru-foreseen", "gdsf-foreseen"])
+@pytest.mark.parametrize(("wanted", "held"), [(4, 3), (7, 5), (8, 6)])
+def test_the_first_look_at_models_judges_them_as_the_second_does(
+    name: str, wanted: int, held: int
+) -> None:
+    policy = make_preloading_policy(name)
+    policy.observe("d", now_s=1.0)
+    residency = tiers(
+        model("a", held, held=DEVICE),
+        model("b", 50, held=NOWHERE),
+        model("c", 50, held=NOWHERE),
+        model("d", wanted, held=NOWHERE),
+        device=max(wanted, held),
+        host=None,
+    )
+    assert policy.next_action(residency, now_s=1.0) == policy.next_action(residency, now_s=1.0)

@@ -114,6 +114,11 @@ class Demand:
         """Return the timing's probability that this model is asked for within the horizon."""
         return self._timing.probability(model, now_s=now_s)
 
+    def meet(self, models: Iterable[str]) -> None:
+        """Learn which models there are: the share of one depends on all of them."""
+        for model in models:
+            self._know(model)
+
     def observe(self, model: str, *, now_s: float) -> None:
         """Judge both forecasts by this request, and learn from it."""
         self._know(model)

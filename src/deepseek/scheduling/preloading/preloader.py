@@ -34,15 +34,17 @@ class RankedPreloader:
         self._eviction = eviction
         self._preloading = preloading
         self._margin = margin
+        both = (eviction, preloading)
+        self._rankings = [r for r in dict.fromkeys(both) if r is not None]
 
     def observe(self, model: str, *, now_s: float) -> None:
         """Tell the rankings."""
-        self._eviction.observe(model, now_s=now_s)
-        if self._preloading is not None and self._preloading is not self._eviction:
-            self._preloading.observe(model, now_s=now_s)
+        for ranking in self._rankings:
+            ranking.observe(model, now_s=now_s)
 
     def next_action(self, residency: Residency, *, now_s: float) -> Action | None:
         """See `PreloadingPolicy`."""
+        self._meet(residency)
         needs = waited_for(residency)
         if residency.in_flight is not None:
             return self._cancelled(residency, residency.in_flight, needs, now_s)
@@ -52,6 +54,11 @@ class RankedPreloader:
         if action is not None or needs or self._preloading is None or not residency.may_preload:
             return action
         return self._preload(residency, self._preloading, now_s)
+
+    def _meet(self, residency: Residency) -> None:
+        """Tell the rankings which models there are: else the first would be judged by itself."""
+        for ranking in self._rankings:
+            ranking.meet(model.name for model in residency.models)
 
     def _shrink(self, residency: Residency, now_s: float) -> Evict | None:
         """Return the least worth of a tier whose budget was lowered below what it holds."""

@@ -1,6 +1,7 @@
 """What a copy in a tier is worth, by the byte: what is worth least is given up first."""
 
 import math
+from collections.abc import Iterable
 from typing import Protocol
 
 from deepseek.scheduling.preloading.base import ModelState, Tier
@@ -13,6 +14,10 @@ Little enough that the two tiers together hold as many models as they can."""
 
 class Ranking(Protocol):
     """Orders the copies in one tier; its numbers mean nothing beside another ranking's."""
+
+    def meet(self, models: Iterable[str]) -> None:
+        """Learn which models there are, before any of them is judged: all may depend on all."""
+        ...
 
     def observe(self, model: str, *, now_s: float) -> None:
         """Learn that a request for this model has arrived."""
@@ -32,6 +37,9 @@ class Recency:
 
     def __init__(self) -> None:
         self._last_s: dict[str, float] = {}
+
+    def meet(self, models: Iterable[str]) -> None:
+        """Ignore it: each is judged by itself."""
 
     def observe(self, model: str, *, now_s: float) -> None:
         """Remember the time."""
@@ -60,6 +68,9 @@ class GreedyDual:
         self._clock_at_use: dict[str, dict[Tier, float]] = {}
         self._num_uses: dict[str, int] = {}
 
+    def meet(self, models: Iterable[str]) -> None:
+        """Ignore it: each is judged by itself."""
+
     def observe(self, model: str, *, now_s: float) -> None:
         """Count a use and take the clocks."""
         self._num_uses[model] = self._num_uses.get(model, 0) + 1
@@ -87,6 +98,10 @@ class Foreseen:
     def __init__(self, demand: Demand) -> None:
         """`demand`: the forecast; told of every request through `observe`."""
         self._demand = demand
+
+    def meet(self, models: Iterable[str]) -> None:
+        """Tell the forecast."""
+        self._demand.meet(models)
 
     def observe(self, model: str, *, now_s: float) -> None:
         """Tell the forecast."""

@@ -108,6 +108,7 @@ class CudaRunner:
         """Give back graphs, weights and state."""
         torch.cuda.synchronize(self._device)
         self._graphs.clear()
+        self.park()  # memory that torch has not allocated is not freed with its tensors
         del self._decoder, self._storage
         torch.cuda.empty_cache()
 

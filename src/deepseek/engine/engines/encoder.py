@@ -22,7 +22,7 @@ from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import Encoded
 from deepseek.engine.base import Output, Request, StepReport
 from deepseek.engine.models.encoder import Encoder
-from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, StepShape
+from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, StepShape, prompt_pairs
 
 LOOK_AHEAD = 512
 """Queued sequences from which a batch is chosen."""
@@ -208,7 +208,10 @@ class EncoderEngine:
                 num_decoding=0,
                 num_context_tokens=num_tokens,
                 num_sequences=len(self._stepping),
-                num_prefill_pairs=sum(item.num_pending**2 for item in self._stepping),
+                # Counted as a prompt's, half of what is computed: so policies predict them.
+                num_prefill_pairs=sum(
+                    prompt_pairs(item.num_pending, start=0) for item in self._stepping
+                ),
             ),
             waits_s=tuple(now_s - item.arrived_s for item in self._stepping),
         )

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from deepseek.core.errors import DeploymentFileError
 from deepseek.core.settings import Settings
 from deepseek.core.settings_faults import iter_settings, plain_faults
+from deepseek.core.spellings import spelling_of
 from deepseek.core.yaml_document import Fault, KeyPath, YamlDocument, read_yaml
 from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.settings import GatewaySettings
@@ -165,7 +166,7 @@ def _cross_faults(data: Any) -> list[tuple[KeyPath, str]]:
     found += [(("models", *place), text) for place, text in residency_faults(models)]
     found += [(("pools", *place), text) for place, text in preloading_faults(pools)]
     for name, settings in pools.items():
-        key = "step_policy" if "step_policy" in settings else "stepPolicy"
+        key = spelling_of(settings, "step_policy")
         policy = settings.get(key)
         if isinstance(policy, str) and policy not in (known := step_policy_names()):
             remedy = _one_of(policy, known, otherwise="known")

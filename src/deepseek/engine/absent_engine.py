@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from deepseek.core.load import ModelLoad
 from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest
-from deepseek.engine.base import Output, Request, StepReport
+from deepseek.engine.base import Output, Request, StepReport, num_sequences
 from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan
 
 
@@ -23,10 +23,6 @@ class WaitingRequest:
     @property
     def id(self) -> int:
         return self.request.id
-
-    @property
-    def num_sequences(self) -> int:
-        return len(self.request.sequences) if isinstance(self.request, EncodeRequest) else 1
 
 
 class AbsentEngine:
@@ -88,7 +84,7 @@ class AbsentEngine:
         """Count what waits."""
         return ModelLoad(
             model=self.name,
-            num_waiting=sum(waiting.num_sequences for waiting in self._waiting.values()),
+            num_waiting=sum(num_sequences(w.request) for w in self._waiting.values()),
             num_running=0,
             kv_tokens_used=0,
             kv_tokens_cached=0,

@@ -15,6 +15,11 @@ Request = GenerateRequest | EncodeRequest
 Output = TokenDelta | Encoded | Failed
 
 
+def num_sequences(request: Request) -> int:
+    """Return how many sequences a request brings: what waits and arrives is counted in them."""
+    return len(request.sequences) if isinstance(request, EncodeRequest) else 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What a step has been."""

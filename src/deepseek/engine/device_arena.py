@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deepseek.core.errors import ConfigurationError
+from deepseek.weights.store.cutting import aligned
 
 _PINNED_ALLOCATION = 1  # CU_MEM_ALLOCATION_TYPE_PINNED
 _DEVICE_LOCATION = 1  # CU_MEM_LOCATION_TYPE_DEVICE
@@ -56,11 +57,10 @@ class DeviceArena:
         driver cannot do this.
         """
         torch.cuda.current_stream(device)  # makes the context that driver calls act in
-        self._device = device
         index = torch.cuda.current_device() if device.index is None else device.index
         self._location = _Location(_DEVICE_LOCATION, index)
         self._properties = _AllocationProperties(type=_PINNED_ALLOCATION, location=self._location)
-        self._num_bytes = _rounded_up(num_bytes, self._granularity())
+        self._num_bytes = aligned(num_bytes, self._granularity())
         self._address = ctypes.c_uint64()
         self._handle: ctypes.c_uint64 | None = None
         _call("cuMemAddressReserve", ctypes.byref(self._address), self._size, *_no_wish())
@@ -132,10 +132,6 @@ _ZERO, _ONE = ctypes.c_size_t(0), ctypes.c_size_t(1)
 def _no_wish() -> tuple[ctypes.c_size_t, ctypes.c_uint64, ctypes.c_uint64]:
     """Any alignment, any address, no flags."""
     return _ZERO, ctypes.c_uint64(0), ctypes.c_uint64(0)
-
-
-def _rounded_up(num_bytes: int, unit: int) -> int:
-    return -(-num_bytes // unit) * unit
 
 
 @cache

@@ -12,10 +12,9 @@ from deepseek.core.decisions import Decision
 from deepseek.core.errors import DeadlineUnreachable, DeepseekError
 from deepseek.core.load import DeviceLoad, ModelLoad
 from deepseek.core.qos import QoS
-from deepseek.core.requests import EncodeRequest
 from deepseek.core.wire import Encoded, Failed, TokenDelta
 from deepseek.engine.absent_engine import AbsentEngine, WaitingRequest
-from deepseek.engine.base import Engine, Output, Request, StepReport, WarmUp
+from deepseek.engine.base import Engine, Output, Request, StepReport, WarmUp, num_sequences
 from deepseek.scheduling.batching.base import BatchingPolicy, Demand, QueuedRequest
 from deepseek.scheduling.batching.registry import PolicyMaker, policy_named_by
 from deepseek.telemetry.meters import ModelMeter
@@ -125,8 +124,7 @@ class HostedModel:
         """Queue a request; raises as `Engine.add`."""
         self.engine.add(request, now_s=now_s)
         self.used_s = now_s
-        num_sequences = len(request.sequences) if isinstance(request, EncodeRequest) else 1
-        for _ in range(num_sequences):
+        for _ in range(num_sequences(request)):
             self._meter.arrived(now_s)
 
     def ready_at(self, now_s: float) -> float | None:

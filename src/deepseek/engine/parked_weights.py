@@ -5,12 +5,11 @@ at the speed of the bus, eight times that of memory which is not (H100: 53 to 6.
 seconds to pin: so it is kept as long as the model.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 
 from deepseek.engine.device_arena import DeviceArena
+from deepseek.engine.weights_memory import held_by
+from deepseek.weights.store.cutting import aligned
 
 _ALIGNMENT = 256
 """Of every tensor, as CUDA's own allocator has it."""
@@ -33,8 +32,7 @@ class ParkedWeights:
         num_bytes = 0
         for key, tensors in storages.items():
             starts[key] = num_bytes
-            size = tensors[0].untyped_storage().nbytes()
-            num_bytes += -(-size // _ALIGNMENT) * _ALIGNMENT
+            num_bytes += aligned(tensors[0].untyped_storage().nbytes(), _ALIGNMENT)
         self.num_bytes = num_bytes
         self._arena = DeviceArena(num_bytes, device=device)
         self._host = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
@@ -42,10 +40,6 @@ class ParkedWeights:
             _move(tensors, self._arena.memory, start=starts[key])
         self._host.copy_(self._arena.memory)
         self._copies = torch.cuda.Stream(device)
-
-    @property
-    def is_on_device(self) -> bool:
-        return self._arena.is_backed
 
     def park(self) -> None:
         """Give the device's memory back; the host copy stays."""
@@ -81,35 +75,9 @@ def _move(tensors: list[torch.Tensor], arena: torch.Tensor, *, start: int) -> No
 def _by_storage(model: object, device: torch.device) -> dict[int, list[torch.Tensor]]:
     """Return the tensors by their storage's address, in the order in which the model holds them."""
     found: dict[int, list[torch.Tensor]] = {}
-    for tensor in _tensors(model):
-        if tensor.device.type == device.type and tensor.untyped_storage().nbytes():
-            found.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-    return found
-
-
-def _tensors(root: object) -> Iterator[torch.Tensor]:
-    """Yield every tensor that can be reached through attributes and containers, once."""
-    seen: set[int] = set()
-    queue: list[Any] = [root]
-    while queue:
-        item = queue.pop()
-        if id(item) in seen:
+    for value in held_by(model):
+        if not isinstance(value, torch.Tensor) or value.device.type != device.type:
             continue
-        seen.add(id(item))
-        if isinstance(item, torch.Tensor):
-            yield item
-        else:
-            queue.extend(reversed(list(_parts(item))))
-
-
-def _parts(item: object) -> Iterator[object]:
-    if isinstance(item, dict):
-        yield from item.values()
-    elif isinstance(item, (list, tuple, set)):
-        yield from item
-    elif type(item).__module__.startswith(("deepseek.", "torch.nn.")):
-        yield from vars(item).values() if hasattr(item, "__dict__") else ()
-        for cls in type(item).__mro__:
-            for name in getattr(cls, "__slots__", ()):
-                if hasattr(item, name):
-                    yield getattr(item, name)
+        if value.untyped_storage().nbytes():
+            found.setdefault(value.untyped_storage().data_ptr(), []).append(value)
+    return found

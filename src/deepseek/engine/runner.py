@@ -64,12 +64,6 @@ class CpuRunner:
     is_asynchronous = False
     can_park = False
 
-    def park(self) -> None:
-        """Do nothing: the device's memory is the host's."""
-
-    def wake(self) -> None:
-        """Do nothing."""
-
     def __init__(
         self, decoder: Decoder, storage: KVStorage, *, eos_token_ids: tuple[int, ...]
     ) -> None:
@@ -84,6 +78,12 @@ class CpuRunner:
         logits = self._decoder.forward(step.batch, self._storage.layers, rows=step.rows)
         drawn = draw(logits[: step.num_due], parts, eos_token_ids=self._eos_token_ids)
         return FinishedStep(parts, drawn)
+
+    def park(self) -> None:
+        """Do nothing: the device's memory is the host's."""
+
+    def wake(self) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
         """Forget weights and state."""

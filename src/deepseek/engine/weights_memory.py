@@ -1,4 +1,4 @@
-"""How much memory a model's weights take, as they are kept for computing."""
+"""What a model holds, and how much memory its weights take, as they are kept for computing."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,21 +14,31 @@ def weights_bytes(*models: object) -> int:
     Not what was read: layers are packed, quantised and padded, and a tied head has a copy of its
     own beside the embedding.
     """
-    seen: set[int] = set()
     sizes: dict[int, int] = {}
-    pending: list[object] = list(models)
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
+    for value in held_by(*models):
         if isinstance(value, torch.Tensor):
             place, size = _memory_of(value)
             sizes[place] = max(size, sizes.get(place, 0))
         else:
             sizes[id(value)] = getattr(value, "packed_bytes", 0)
-            pending.extend(_parts(value))
     return sum(sizes.values())
+
+
+def held_by(*models: object) -> Iterator[object]:
+    """Yield once all that can be reached through a model's fields and containers, in their order.
+
+    Tensors, and what holds them; nothing of what only refers to a model or to the world.
+    """
+    seen: set[int] = set()
+    pending: list[object] = list(reversed(models))
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield value
+        if not isinstance(value, torch.Tensor):
+            pending.extend(reversed(list(_parts(value))))
 
 
 def _memory_of(tensor: torch.Tensor) -> tuple[int, int]:
@@ -40,7 +50,6 @@ def _memory_of(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def _parts(value: object) -> Iterable[object]:
-    """Return what an object of a model holds; nothing of what only refers to it or to the world."""
     if isinstance(value, dict):
         return value.values()
     if isinstance(value, list | tuple | set | frozenset):

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic.alias_generators import to_camel
 
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.qos import QoS
 from deepseek.core.requests import Task
+from deepseek.core.spellings import spelling_of, value_of
 from deepseek.scheduling.batching.registry import batching_policy_names
 from deepseek.scheduling.sharing.fair_share import device_parts
 from deepseek.serving.settings import ModelSettings, QosSettings
@@ -33,7 +33,7 @@ def qos_faults(models: Mapping[str, Raw], pools: Mapping[str, Raw]) -> list[Foun
     found: list[Found] = []
     for name, qos in valid.items():
         pool = pools.get(str(_pool(models[name])), {})
-        given = _get(models[name], "qos")
+        given = value_of(models[name], "qos")
         faults = [
             *_policy_faults(qos, policies),
             *_batch_faults(qos, models[name], pool),
@@ -41,14 +41,14 @@ def qos_faults(models: Mapping[str, Raw], pools: Mapping[str, Raw]) -> list[Foun
         ]
         if models[name].get("engine") == "vllm":
             faults += _vllm_faults(qos)
-        found += [((name, "qos", _spelling(given, field)), text) for field, text in faults]
+        found += [((name, "qos", spelling_of(given, field)), text) for field, text in faults]
     for pool_name in dict.fromkeys(_pool(models[name]) for name in valid):
         sharing = {name: valid[name] for name in valid if _pool(models[name]) == pool_name}
         overbooked = _overbooked({n: _as_policies_see(q, models[n]) for n, q in sharing.items()})
         if overbooked is not None:
             last = [name for name, qos in sharing.items() if qos.reserved_share > 0][-1]
-            given = _get(models[last], "qos")
-            found.append(((last, "qos", _spelling(given, "reserved_share")), overbooked))
+            given = value_of(models[last], "qos")
+            found.append(((last, "qos", spelling_of(given, "reserved_share")), overbooked))
     return found
 
 
@@ -92,7 +92,7 @@ def _batch_faults(qos: QosSettings, model: Raw, pool: Raw) -> Iterator[tuple[str
         )
     if qos.strict and qos.max_wait_time == 0:
         yield "strict", "waits for min_batch_size, and max_wait_time is 0; set it (e.g. 200ms)"
-    limit = _get(pool, "max_running")
+    limit = value_of(pool, "max_running")
     if model.get("task") in ("embed", "classify"):
         return  # it bounds generations
     for field in ("min_batch_size", "max_batch_size"):
@@ -102,7 +102,7 @@ def _batch_faults(qos: QosSettings, model: Raw, pool: Raw) -> Iterator[tuple[str
 
 
 def _share_faults(qos: QosSettings, pool: Raw) -> Iterator[tuple[str, str]]:
-    policy = _get(pool, "step_policy")
+    policy = value_of(pool, "step_policy")
     if qos.reserved_share > 0 and policy == "round-robin":
         yield (
             "reserved_share",
@@ -135,15 +135,3 @@ def _as_policies_see(qos: QosSettings, model: Raw) -> QoS:
 def _pool(model: Raw) -> Any:
     pool = model.get("pool", ModelSettings.model_fields["pool"].default)
     return pool if isinstance(pool, str) else None
-
-
-def _get(section: Any, field: str) -> Any:
-    if not isinstance(section, Mapping):
-        return None
-    return section.get(field, section.get(to_camel(field)))
-
-
-def _spelling(section: Any, field: str) -> str:
-    """Return the key under which the file has a field; where it has none, its own name."""
-    camel = to_camel(field)
-    return camel if isinstance(section, Mapping) and camel in section else field

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic.alias_generators import to_camel
-
 from deepseek.core.errors import ConfigurationError
+from deepseek.core.spellings import spelling_of, value_of
 from deepseek.scheduling.preloading.registry import preloading_policy_names
 from deepseek.serving.qos_faults import runs_on_vllm
 from deepseek.serving.settings import ModelSettings
@@ -20,13 +19,13 @@ Found = tuple[tuple[str, ...], str]
 def residency_faults(models: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
     """Yield the faults of the models of a file, whose values may be anything that YAML can hold."""
     for name, model in models.items():
-        keep_alive = _spelling(model, "keep_alive")
-        may_be_absent = _get(model, "min_resident") == 0
+        keep_alive = spelling_of(model, "keep_alive")
+        may_be_absent = value_of(model, "min_resident") == 0
         if keep_alive in model and model[keep_alive] is not None and not may_be_absent:
             text = "has no effect while min_resident is 1, the default; write `min_resident: 0` too"
             yield (name, keep_alive), text
         if may_be_absent and model.get("engine") == "vllm":
-            yield (name, _spelling(model, "min_resident")), _VLLM
+            yield (name, spelling_of(model, "min_resident")), _VLLM
 
 
 def preloading_faults(pools: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]:
@@ -44,13 +43,3 @@ def check_engine_lets_go(name: str, settings: ModelSettings, directory: ModelDir
     if settings.min_resident == 0 and runs_on_vllm(settings, directory):
         place = f"models.{name}.min_resident"
         raise ConfigurationError(f"{place}: {_VLLM}", param=place)
-
-
-def _get(section: Mapping[str, Any], field: str) -> Any:
-    return section.get(field, section.get(to_camel(field)))
-
-
-def _spelling(section: Mapping[str, Any], field: str) -> str:
-    """Return the key under which the file has a field; where it has none, its own name."""
-    camel = to_camel(field)
-    return camel if camel in section else field

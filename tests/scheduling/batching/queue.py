@@ -14,6 +14,8 @@ from deepseek.scheduling.batching.base import (
 )
 
 LIMITS = StepLimits(max_tokens=192, max_sequences=64)
+MOST_STEPS = 4000
+"""More than any load of the tests needs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +57,21 @@ class Server:
 
     def demand(self) -> Demand:
         return Demand(now_s=self.now_s, waiting=self.waiting, running=self.running)
+
+    def serve(self, coming: list[Queued]) -> int:
+        """Take requests as they come, until all have ended; return the number of steps."""
+        coming = sorted(coming, key=lambda request: request.arrived_s)
+        num_steps = 0
+        while coming or self.waiting or self.running:
+            while coming and coming[0].arrived_s <= self.now_s:
+                self.waiting.append(coming.pop(0))
+            if not (self.waiting or self.running):
+                self.now_s = coming[0].arrived_s
+                continue
+            self.step()
+            num_steps += 1
+            assert num_steps < MOST_STEPS, "somebody waits for ever"
+        return num_steps
 
     def step(self) -> StepPlan:
         """Wait as the policy wants, then run one step as it plans; return the plan."""

@@ -62,9 +62,7 @@ class GreedyPolicy:
         """
         decoding, context = decoding_and_context(demand.running)
         room = self._limits.max_tokens - decoding
-        if room <= 0:
-            return self._limits.max_tokens
-        if math.isinf(limit_s):
+        if room <= 0 or math.isinf(limit_s):
             return self._limits.max_tokens
         prefill = self._estimator.largest_prefill(
             limit_s,

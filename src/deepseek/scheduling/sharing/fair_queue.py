@@ -43,14 +43,13 @@ class FairQueue:
                 account.virtual_s = max(account.virtual_s, self._now_s)
             account.is_ready = name in names
 
-    def next(self) -> str:
-        """Return who goes next of those with work; there must be one."""
-        ready = (name for name, account in self._accounts.items() if account.is_ready)
-        return min(ready, key=lambda name: self._accounts[name].virtual_s)
-
     def pick(self) -> str:
-        """Return who goes next, and move the queue's virtual time there."""
-        model = self.next()
+        """Return who goes next of those with work, and move the queue's virtual time there.
+
+        There must be one.
+        """
+        ready = (name for name, account in self._accounts.items() if account.is_ready)
+        model = min(ready, key=lambda name: self._accounts[name].virtual_s)
         self._now_s = max(self._now_s, self._accounts[model].virtual_s)
         return model
 

@@ -14,7 +14,7 @@ from deepseek.core.decisions import Decision
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.load import DeviceLoad, ModelLoad
 from deepseek.core.qos import QoS
-from deepseek.scheduling.batching.base import Demand, StepLimits, StepShape
+from deepseek.scheduling.batching.base import NOTHING, Demand, StepLimits, StepShape
 from deepseek.scheduling.batching.registry import PolicyMaker, policy_named_by
 from deepseek.scheduling.sharing.base import StepPolicy
 from deepseek.scheduling.sharing.registry import make_step_policy
@@ -251,7 +251,7 @@ class _Model:
                 self._end(request, ended_s)
         elif lacks_memory:
             self.queue.take_back(batch)
-            shape = _NOTHING
+            shape = NOTHING
         else:
             self._begin(batch, ended_s)
             for _ in self.queue.finish(batch, ended_s):
@@ -367,9 +367,6 @@ class _Simulation:
         device = self._device.read(now_s)
         for model in self._models.values():
             model.report(device, now_s)
-
-
-_NOTHING = StepShape(num_prefill_tokens=0, num_decoding=0, num_context_tokens=0, num_sequences=0)
 
 
 def _check(setup: ModelSetup) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepseek.engine.linear import Bf16Linear, PackedLinear, PlainLinear, make_linear
-from deepseek.engine.native.library import load_kernels
+from deepseek.native.library import load_kernels
 
 pytestmark = pytest.mark.timeout(180)  # the first may build the kernels
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from deepseek.engine.native.library import load_kernels
 from deepseek.engine.quantized_linear import (
     GROUP,
     FbgemmInt8Linear,
@@ -13,6 +12,7 @@ from deepseek.engine.quantized_linear import (
     make_int8_linear,
     quantize_rows,
 )
+from deepseek.native.library import load_kernels
 
 pytestmark = pytest.mark.timeout(180)  # the first may build the kernels
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from deepseek.core.errors import ConfigurationError
-from deepseek.engine.native.library import Bf16Weights, Kernels, load_kernels
 from deepseek.engine.quantized_linear import make_int8_linear
+from deepseek.native.library import Bf16Weights, Kernels, load_kernels
 
 logger = logging.getLogger(__name__)
 

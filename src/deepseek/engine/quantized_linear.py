@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from deepseek.engine.native.library import TYPES, Int8Weights, Kernels, load_kernels
+from deepseek.native.library import TYPES, Int8Weights, Kernels, load_kernels
 
 _TILE = 16
 """Outputs of a weight tile of the kernel."""

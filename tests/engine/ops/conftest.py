@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from deepseek.engine.native.build import BuildError, build_library
-from deepseek.engine.native.library import Kernels
 from deepseek.engine.ops.base import Ops
 from deepseek.engine.ops.native import NativeOps
 from deepseek.engine.ops.reference import ReferenceOps
+from deepseek.native.build import BuildError, build_library
+from deepseek.native.library import Kernels
 
 _BUILD_TIMEOUT_S = 180
 

@@ -6,9 +6,9 @@ import weakref
 import torch
 
 from deepseek.engine.batch import LayerKV, StepBatch
-from deepseek.engine.native.library import TYPES, Batch, Kernels, PagedKV, load_kernels
 from deepseek.engine.ops.base import Ops
 from deepseek.engine.ops.reference import ReferenceOps
+from deepseek.native.library import TYPES, Batch, Kernels, PagedKV, load_kernels
 
 
 def cpu_ops() -> Ops:

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from deepseek.engine.native.build import BuildError, build_library
+from deepseek.native.build import BuildError, build_library
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Compiles the kernels on first use, once per source, compiler and processor.
 
-`python -m deepseek.engine.native.build` does it ahead of time. Leaves loading to `library`.
+`python -m deepseek.native.build` does it ahead of time. Leaves loading to `library`.
 """
 
 import fcntl

@@ -17,6 +17,7 @@ from deepseek.engine.linear import LinearFactory, linear_factory
 from deepseek.engine.load_pace import LoadPace
 from deepseek.engine.models.base import Decoder
 from deepseek.engine.models.mtp import MTPDrafter
+from deepseek.engine.models.preparation import Preparation
 from deepseek.engine.models.registry import load_decoder, load_drafter
 from deepseek.engine.mtp_runner import MTPRunner
 from deepseek.engine.mtp_speculation import MTPSpeculation
@@ -38,6 +39,7 @@ def load_decoder_engine(
     *,
     dtype: torch.dtype,
     device: str,
+    preparation: Preparation,
     pace: LoadPace | None = None,
 ) -> tuple[DecoderEngine, int, int]:
     """Return the engine, the vocabulary's size, and the bytes that its weights take.
@@ -61,12 +63,20 @@ def load_decoder_engine(
         device=device,
         ops=make_ops(device),
         linear_factory=make_linear,
+        preparation=preparation,
     )
     can_park = device != "cpu" and spec.host_weights_bytes > 0
     weights = ParkedWeights(decoder, device=torch.device(device)) if can_park else None
     head = None
     if model.speculation == "mtp":
-        head = _load_head(model, directory, target=decoder, dtype=dtype, make_linear=make_linear)
+        head = _load_head(
+            model,
+            directory,
+            target=decoder,
+            dtype=dtype,
+            make_linear=make_linear,
+            preparation=preparation,
+        )
     kv_shape = decoder.kv_shape if head is None else head.joint_kv_shape
     adapters = AdapterSet(
         decoder.projections,
@@ -166,6 +176,7 @@ def _load_head(
     target: Decoder,
     dtype: torch.dtype,
     make_linear: LinearFactory,
+    preparation: Preparation,
 ) -> MTPDrafter:
     head = load_drafter(
         directory.path,
@@ -174,6 +185,7 @@ def _load_head(
         device="cpu",
         ops=make_ops("cpu"),
         linear_factory=make_linear,
+        preparation=preparation,
     )
     if head is None:
         raise ConfigurationError(

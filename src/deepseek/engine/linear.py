@@ -2,14 +2,15 @@
 
 import ctypes
 import logging
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch.nn import functional
 
 from deepseek.core.errors import ConfigurationError
-from deepseek.engine.quantized_linear import make_int8_linear
+from deepseek.engine.quantized_linear import Int8Linear, make_int8_linear, require_part
 from deepseek.native.library import Bf16Weights, Kernels, load_kernels
 
 logger = logging.getLogger(__name__)
@@ -48,21 +49,79 @@ class FusingLinear(Protocol):
         ...
 
 
+@runtime_checkable
+class PreparedLayer(Protocol):
+    """A layer that can be taken apart and put together again, without work on its weights."""
+
+    layout: ClassVar[str]
+    """Names what `parts` are and how they lie in memory; changes when that does."""
+    out_features: int
+    in_features: int
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Return what the layer computes with: its own memory."""
+        ...
+
+    @classmethod
+    def from_parts(
+        cls, parts: Mapping[str, torch.Tensor], *, out_features: int, in_features: int
+    ) -> Self:
+        """Return a layer that computes with these parts, and never writes to them.
+
+        Raises `ValueError` where their number formats or shapes are not the layer's.
+        """
+        ...
+
+
 class Bf16Linear(torch.nn.Module):
     """`y = x W^T + b` in bfloat16 by the native kernel.
 
     What a row gets does not depend on the rows it is batched with.
     """
 
+    layout: ClassVar[str] = "bf16-tiles/1"
+
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, kernels: Kernels
     ) -> None:
         """Pack `weight` (out, in); the original may be freed afterwards."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self._tiles = _pairs_in_tiles(weight)
-        padding = -self.out_features % _TILE
-        self._bias = None if bias is None else functional.pad(bias.float(), (0, padding))
+        padding = -len(weight) % _TILE
+        padded = None if bias is None else functional.pad(bias.float(), (0, padding))
+        self._compute_with(_pairs_in_tiles(weight), padded, shape=weight.shape, kernels=kernels)
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Return the tiles, and the padded bias where there is one."""
+        return {"tiles": self._tiles} | ({} if self._bias is None else {"bias": self._bias})
+
+    @classmethod
+    def from_parts(
+        cls, parts: Mapping[str, torch.Tensor], *, out_features: int, in_features: int
+    ) -> Self:
+        """See `PreparedLayer`; to be called where the kernel runs."""
+        kernels = _bf16_kernels()
+        if kernels is None:
+            raise ValueError("this processor does not run the bfloat16 kernel")
+        num_tiles, num_pairs = -(-out_features // _TILE), -(-in_features // 2)
+        tiles, bias = parts["tiles"], parts.get("bias")
+        require_part(tiles, torch.bfloat16, (num_tiles, num_pairs, _TILE, 2))
+        if bias is not None:
+            require_part(bias, torch.float32, (num_tiles * _TILE,))
+        layer = cls.__new__(cls)
+        torch.nn.Module.__init__(layer)
+        layer._compute_with(tiles, bias, shape=(out_features, in_features), kernels=kernels)
+        return layer
+
+    def _compute_with(
+        self,
+        tiles: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        shape: tuple[int, ...],
+        kernels: Kernels,
+    ) -> None:
+        self.out_features, self.in_features = shape
+        self._tiles, self._bias = tiles, bias
         self._view = Bf16Weights(
             self._tiles.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
@@ -207,3 +266,21 @@ def linear_factory(quantization: str | None, *, device: str) -> LinearFactory:
     if quantization == "int8":
         return make_int8_linear
     raise ConfigurationError(f"quantization {quantization!r} is unknown; known: int8")
+
+
+def prepared_layer_class(
+    quantization: str | None, *, dtype: torch.dtype, device: str
+) -> type[PreparedLayer] | None:
+    """Return the class of all layers that `linear_factory` makes of weights in `dtype`.
+
+    None where they cannot be taken apart: oneDNN's and FBGEMM's layouts are opaque, and a GPU's
+    layers are not laid out anew.
+    """
+    if device != "cpu":
+        return None
+    kernels = load_kernels()
+    if quantization == "int8":
+        return Int8Linear if kernels is not None and kernels.has_int8_linear else None
+    if quantization is None and dtype is torch.bfloat16:
+        return None if _bf16_kernels() is None else Bf16Linear
+    return None

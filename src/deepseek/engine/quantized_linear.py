@@ -6,8 +6,8 @@ not depend on the rows it is batched with.
 
 import ctypes
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch.nn import functional
@@ -51,18 +51,55 @@ def make_int8_linear(
 class Int8Linear(torch.nn.Module):
     """`y = x W^T + b` by the native kernel; float32 or bfloat16 in, the same out."""
 
+    layout: ClassVar[str] = "int8-tiles/1"
+
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, kernels: Kernels
     ) -> None:
         """Quantise and pack `weight` (out, in); the original may be freed afterwards."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
         quantized, scales = quantize_rows(weight)
-        padding = -self.out_features % _TILE
-        self._tiles = _pack(quantized)
-        self._scales = functional.pad(scales, (0, padding))
-        self._sums = _group_sums(quantized)
-        self._bias = None if bias is None else functional.pad(bias.float(), (0, padding))
+        padding = -len(weight) % _TILE
+        parts = {
+            "tiles": _pack(quantized),
+            "scales": functional.pad(scales, (0, padding)),
+            "sums": _group_sums(quantized),
+        }
+        if bias is not None:
+            parts["bias"] = functional.pad(bias.float(), (0, padding))
+        self._compute_with(parts, shape=weight.shape, kernels=kernels)
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Return tiles, scales and sums, and the padded bias where there is one."""
+        parts = {"tiles": self._tiles, "scales": self._scales, "sums": self._sums}
+        return parts | ({} if self._bias is None else {"bias": self._bias})
+
+    @classmethod
+    def from_parts(
+        cls, parts: Mapping[str, torch.Tensor], *, out_features: int, in_features: int
+    ) -> Self:
+        """See `deepseek.engine.linear.PreparedLayer`; to be called where the kernel runs."""
+        kernels = load_kernels()
+        if kernels is None or not kernels.has_int8_linear:
+            raise ValueError("this processor does not run the INT8 kernel")
+        num_tiles, num_groups = -(-out_features // _TILE), -(-in_features // GROUP)
+        num_quads = -(-in_features // 4)
+        require_part(parts["tiles"], torch.int8, (num_tiles, num_quads, _TILE, 4))
+        require_part(parts["scales"], torch.float32, (num_tiles * _TILE,))
+        require_part(parts["sums"], torch.int16, (num_tiles, num_groups, _TILE))
+        if "bias" in parts:
+            require_part(parts["bias"], torch.float32, (num_tiles * _TILE,))
+        layer = cls.__new__(cls)
+        torch.nn.Module.__init__(layer)
+        layer._compute_with(parts, shape=(out_features, in_features), kernels=kernels)
+        return layer
+
+    def _compute_with(
+        self, parts: Mapping[str, torch.Tensor], *, shape: tuple[int, ...], kernels: Kernels
+    ) -> None:
+        self.out_features, self.in_features = shape
+        self._tiles, self._scales, self._sums = parts["tiles"], parts["scales"], parts["sums"]
+        self._bias = parts.get("bias")
         self._view = Int8Weights(
             *(self._tiles.data_ptr(), self._scales.data_ptr(), self._sums.data_ptr()),
             *(None if self._bias is None else self._bias.data_ptr(),),
@@ -86,6 +123,12 @@ class Int8Linear(torch.nn.Module):
             *(rows, TYPES[inputs.dtype], torch.get_num_threads()),
         )
         return out
+
+
+def require_part(part: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` where a kernel would read something else than a layer's part."""
+    if part.dtype is not dtype or tuple(part.shape) != shape or not part.is_contiguous():
+        raise ValueError(f"{tuple(part.shape)} in {part.dtype} instead of {shape} in {dtype}")
 
 
 class FbgemmInt8Linear(torch.nn.Module):

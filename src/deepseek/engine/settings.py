@@ -30,6 +30,10 @@ class PoolSettings(Settings):
     """Memory for the weights of the pool's loaded models together, as they are kept for computing;
     default: no bound. Where models may be absent (`min_resident: 0`), one that is asked for takes
     the place of others that are worth less."""
+    prepared_bytes: SizeBytes = Field(default=8 * 1024**3, ge=0)
+    """Disk space for the weights of CPU pools as their layers compute with them: a model that may
+    be absent (`min_resident: 0`) is written there once, and mapped when it is loaded again. The
+    least recently used go first; 0: none are written or used. Default 8GiB."""
     preload_bytes_per_s: SizeBytes = Field(default=0, ge=0)
     """Rate at which weights are loaded ahead of requests while the device is idle; default 0:
     models are loaded when they are asked for."""

@@ -23,6 +23,7 @@ from deepseek.engine.adapters import AdapterSet
 from deepseek.engine.base import Output, Request, StepReport
 from deepseek.engine.batch_scheduler import BatchScheduler, Part
 from deepseek.engine.grammar import GrammarCompiler
+from deepseek.engine.preparing import Writing
 from deepseek.engine.request_checks import check_generation
 from deepseek.engine.runner import PendingStep, Runner
 from deepseek.engine.sampling import describe, history
@@ -72,6 +73,8 @@ class DecoderEngine:
         self._qos = QoS()
         self._found_no_memory = False
         self.last_step: StepReport | None = None
+        self.writing: Writing | None = None
+        """Prepares the weights for the next load, while there is something to be done."""
 
     @property
     def limits(self) -> StepLimits:
@@ -195,6 +198,8 @@ class DecoderEngine:
 
     def close(self) -> None:
         """Forget all requests, weights and adapters."""
+        if self.writing is not None:
+            self.writing.close()
         self._in_flight = None
         self._scheduler.waiting.clear()
         self._scheduler.running.clear()

@@ -139,6 +139,11 @@ class Writing:
         """Write, in a moment, in a thread of its own."""
         self._thread.start()
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self._record is not None and self._thread.is_alive()
+
     def close(self) -> None:
         """Write no more, and let the weights go after the block that is being written.
 

@@ -87,6 +87,10 @@ class DecoderEngine:
         scheduler = self._scheduler
         return bool(scheduler.waiting or scheduler.running or self._in_flight)
 
+    @property
+    def is_being_prepared(self) -> bool:
+        return self.writing is not None and self.writing.is_under_way
+
     def expect(self, qos: QoS) -> None:
         """Give requests added from now on these deadlines."""
         self._qos = qos

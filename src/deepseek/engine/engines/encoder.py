@@ -75,6 +75,10 @@ class EncoderEngine:
     def has_work(self) -> bool:
         return bool(self._queue)
 
+    @property
+    def is_being_prepared(self) -> bool:
+        return self.writing is not None and self.writing.is_under_way
+
     def expect(self, qos: QoS) -> None:
         """Give requests added from now on these deadlines."""
         self._qos = qos

@@ -28,14 +28,20 @@ logger = logging.getLogger(__name__)
 
 
 def load_engine(
-    model: ModelSpec, spec: WorkerSpec, *, device: str, pace: LoadPace | None = None
+    model: ModelSpec,
+    spec: WorkerSpec,
+    *,
+    device: str,
+    directory: ModelDirectory | None = None,
+    pace: LoadPace | None = None,
 ) -> tuple[Engine, ModelInfo]:
     """Load one model; raises errors of `core.errors`, `OSError` and `LoadCancelled`.
 
-    `pace`: of a load beside others' steps, in another thread than theirs.
+    `directory`: the model's, where it has been opened already. `pace`: of a load beside others'
+    steps, in another thread than theirs.
     """
     started = time.monotonic()
-    directory = open_model_directory(Path(model.path))
+    directory = directory or open_model_directory(Path(model.path))
     dtype = _dtype(model.dtype, directory, device)
 
     def build(preparation: Preparation) -> _Built:

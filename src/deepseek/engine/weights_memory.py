@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+_PLAIN = frozenset({bool, bytes, complex, float, int, str, type(None)})
+"""Most of what a model's fields hold, and holds nothing itself."""
 _OWN_MODULES = ("deepseek.", "transformers.")
 
 
@@ -38,7 +40,8 @@ def held_by(*models: object) -> Iterator[object]:
         seen.add(id(value))
         yield value
         if not isinstance(value, torch.Tensor):
-            pending.extend(reversed(list(_parts(value))))
+            parts = [part for part in _parts(value) if type(part) not in _PLAIN]
+            pending.extend(reversed(parts))
 
 
 def _memory_of(tensor: torch.Tensor) -> tuple[int, int]:

@@ -9,6 +9,8 @@ is the rank of all loaded adapters together.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeGuard
 
 import torch
 
@@ -60,6 +62,16 @@ def stack_adapters(adapters: Mapping[int, AdapterWeights]) -> AdapterStack | Non
     )
 
 
+@cache
+def _fuses(cls: type) -> bool:
+    return issubclass(cls, FusingLinear)
+
+
+def _is_fusing(linear: torch.nn.Module) -> TypeGuard[FusingLinear]:
+    """Ask once for each class: a protocol's question takes 20 us, and models have many layers."""
+    return _fuses(type(linear))
+
+
 class Projection(torch.nn.Module):
     """A linear layer under its checkpoint names, with room for LoRA adapters."""
 
@@ -79,7 +91,7 @@ class Projection(torch.nn.Module):
         self.adapters: AdapterStack | None = None
         """Replaced as a whole, between two steps."""
         self._linear = linear
-        self._fusing = linear if isinstance(linear, FusingLinear) else None
+        self._fusing = linear if _is_fusing(linear) else None
 
     def forward(self, inputs: torch.Tensor, adapters: torch.Tensor | None = None) -> torch.Tensor:
         """Return (rows, out); `adapters` is `StepBatch.adapters`."""

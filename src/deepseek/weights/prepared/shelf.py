@@ -6,6 +6,7 @@ Several processes may use one shelf. Who has a file mapped keeps it when its nam
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class PreparedShelf:
             self.remove(key)
             raise
         with suppress(OSError):  # on a read-only file system the order of use stays as it is
-            os.utime(path)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         return found
 
     def add(
@@ -99,7 +100,7 @@ class PreparedShelf:
         """Return the files, the least recently used first."""
         found = [
             ShelfEntry(
-                key=path.stem, path=path, num_bytes=state.st_size, used_s=state.st_mtime_ns / 1e9
+                key=path.stem, path=path, num_bytes=state.st_size, used_s=state.st_atime_ns / 1e9
             )
             for path, state in self._states(_SUFFIX)
         ]

@@ -22,7 +22,7 @@ from deepseek.engine.load_pace import LoadCancelled, LoadPace
 from deepseek.engine.loading import load_engine
 from deepseek.weights.cache import ModelCache
 from deepseek.weights.model_directory import open_model_directory
-from deepseek.weights.prepared.prepared_file import StoredTensor, open_prepared
+from deepseek.weights.prepared.prepared_file import StoredTensor, open_prepared, read_origin
 from deepseek.weights.prepared.shelf import PreparedShelf
 from tests.tiny_models import add_mtp_head
 
@@ -265,6 +265,7 @@ def test_a_file_that_knows_less_than_the_model_asks_for_is_not_used_in_part(
             name: StoredTensor(dtype=e.dtype, shape=e.shape, data=memory[e.start : e.end])
             for name, e in file.tensors.items()
         },
+        origin=read_origin(entry.path),
         about=msgspec.json.encode(about).decode(),
         budget_bytes=1 << 30,
         is_wanted=lambda: True,

@@ -35,12 +35,8 @@ class LayerNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a file tells of its model."""
+    """What a file tells the engine of its model."""
 
-    model: str
-    """The directory that it was made from."""
-    identity: str
-    """Of the weights, as `weights_identity` had it."""
     has: dict[str, bool]
     """Which tensors the checkpoint was asked for, and whether it has them."""
     layers: dict[str, LayerNote]
@@ -75,11 +71,10 @@ class RecordedPreparation:
                 stored[f"{name}/{part}"] = _stored(tensor)
         return stored
 
-    def about(self, *, model: str, identity: str) -> str:
+    def about(self) -> str:
         """Return what the file is to tell."""
         layers = {name: _note(_prepared(layer, name)) for name, layer in self._layers.items()}
-        about = About(model=model, identity=identity, has=self._has, layers=layers)
-        return msgspec.json.encode(about).decode()
+        return msgspec.json.encode(About(has=self._has, layers=layers)).decode()
 
 
 class MappedPreparation:

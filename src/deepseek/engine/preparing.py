@@ -28,7 +28,7 @@ from deepseek.engine.models.preparation import Preparation, ReadAnew
 from deepseek.engine.prepared_model import MappedPreparation, RecordedPreparation
 from deepseek.weights.model_directory import ModelDirectory
 from deepseek.weights.prepared.identity import prepared_key, weights_identity
-from deepseek.weights.prepared.prepared_file import WritingStopped
+from deepseek.weights.prepared.prepared_file import Origin, WritingStopped
 from deepseek.weights.prepared.shelf import PreparedShelf
 from deepseek.weights.storage import in_mib
 
@@ -48,8 +48,7 @@ class PreparedWeights:
 
     shelf: PreparedShelf
     key: str
-    identity: str
-    model: Path
+    origin: Origin
     layer_class: type[PreparedLayer]
     budget_bytes: int
     is_written: bool
@@ -89,8 +88,7 @@ class PreparedWeights:
         return cls(
             shelf=PreparedShelf(Path(spec.prepared_dir)),
             key=prepared_key(identity, choices),
-            identity=identity,
-            model=directory.path,
+            origin=Origin(model=str(directory.path.resolve()), identity=identity),
             layer_class=layer_class,
             budget_bytes=spec.prepared_bytes,
             is_written=model.min_resident == 0,  # what stays is not loaded again
@@ -164,7 +162,8 @@ class Writing:
             is_there = weights.shelf.add(
                 weights.key,
                 tensors,
-                about=record.about(model=str(weights.model), identity=weights.identity),
+                origin=weights.origin,
+                about=record.about(),
                 budget_bytes=weights.budget_bytes,
                 is_wanted=lambda: not self._ended.is_set(),
             )
@@ -177,7 +176,7 @@ class Writing:
             self._record = None
         if is_there:
             num_bytes = sum(tensor.data.nbytes for tensor in tensors.values())
-            logger.info("prepared weights of %s: %s", weights.model, in_mib(num_bytes))
+            logger.info("prepared weights of %s: %s", weights.origin.model, in_mib(num_bytes))
 
 
 @cache

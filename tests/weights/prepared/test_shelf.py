@@ -11,12 +11,18 @@ from safetensors import safe_open
 
 from deepseek.core.errors import ConfigurationError, CorruptWeights, StorageFull
 from deepseek.weights.child_process import environment_of_own_modules
-from deepseek.weights.prepared.prepared_file import StoredTensor, WritingStopped, open_prepared
+from deepseek.weights.prepared.prepared_file import (
+    Origin,
+    StoredTensor,
+    WritingStopped,
+    open_prepared,
+)
 from deepseek.weights.prepared.shelf import PreparedShelf
 
 KEY = "ab" * 20
 OTHER = "cd" * 20
 THIRD = "ef" * 20
+ORIGIN = Origin(model="/a/model", identity="its weights")
 
 
 def tensors(fill: int = 1, *, size: int = 100_000) -> dict[str, StoredTensor]:
@@ -35,6 +41,7 @@ def add(
     return shelf.add(
         key,
         tensors(fill, size=size),
+        origin=ORIGIN,
         about="a test's",
         budget_bytes=budget,
         is_wanted=lambda: True,
@@ -128,6 +135,7 @@ def test_a_writing_that_is_stopped_leaves_nothing(shelf: PreparedShelf) -> None:
         shelf.add(
             KEY,
             tensors(size=20 << 20),
+            origin=ORIGIN,
             about="",
             budget_bytes=1 << 30,
             is_wanted=lambda: next(answers),
@@ -164,7 +172,7 @@ def test_what_a_killed_process_left_is_taken_over_or_removed(shelf: PreparedShel
 
 _WRITER = """
 import sys
-from tests.weights.prepared.test_shelf import KEY, PreparedShelf, tensors
+from tests.weights.prepared.test_shelf import KEY, ORIGIN, PreparedShelf, tensors
 from pathlib import Path
 
 seen = []
@@ -178,7 +186,11 @@ def is_wanted():
 
 shelf = PreparedShelf(Path(sys.argv[1]))
 written = tensors(9, size=20 << 20)
-print(shelf.add(KEY, written, about="", budget_bytes=1 << 30, is_wanted=is_wanted))
+print(
+    shelf.add(
+        KEY, written, origin=ORIGIN, about="", budget_bytes=1 << 30, is_wanted=is_wanted
+    )
+)
 """
 
 

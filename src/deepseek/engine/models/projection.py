@@ -69,7 +69,7 @@ def _fuses(cls: type) -> bool:
 
 def _is_fusing(linear: torch.nn.Module) -> TypeGuard[FusingLinear]:
     """Ask once for each class: a protocol's question takes 20 us, and models have many layers."""
-    return _fuses(type(linear))
+    return _fuses(linear.__class__)
 
 
 class Projection(torch.nn.Module):

@@ -53,6 +53,16 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a file was made from."""
+
+    model: str
+    """The model's directory, or one of several with the same weights."""
+    identity: str
+    """Of its weights, as `weights_identity` had it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedFile:
     """A file whose header is intact and belongs to the key that was asked for."""
 
@@ -114,9 +124,10 @@ def open_prepared(path: Path, key: str) -> PreparedFile:
     )
 
 
-def read_about(path: Path) -> str:
-    """Return what the writer told of a file, whosever it is; raises `CorruptWeights`."""
-    return read_layout(path).metadata.get("about", "")
+def read_origin(path: Path) -> Origin:
+    """Return what a file was made from, whosever it is; raises `CorruptWeights`."""
+    metadata = read_layout(path).metadata
+    return Origin(model=metadata.get("model", ""), identity=metadata.get("identity", ""))
 
 
 def size_of(tensors: Mapping[str, StoredTensor]) -> int:
@@ -129,6 +140,7 @@ def write_prepared(
     tensors: Mapping[str, StoredTensor],
     *,
     key: str,
+    origin: Origin,
     about: str,
     is_wanted: Callable[[], bool],
 ) -> None:
@@ -139,7 +151,14 @@ def write_prepared(
     """
     entries, parts = _laid_out(tensors)
     digest = _digest_of_parts(parts, is_wanted)
-    metadata = {"format": FORMAT, "key": key, "about": about, "digest": digest}
+    metadata = {
+        "format": FORMAT,
+        "key": key,
+        "model": origin.model,
+        "identity": origin.identity,
+        "about": about,
+        "digest": digest,
+    }
     header = _header(entries, {**metadata, "checksum": _checksum(entries, metadata)})
     at = 0
     for views in _blocks(chain((memoryview(header),), parts)):

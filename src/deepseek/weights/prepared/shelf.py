@@ -15,6 +15,7 @@ from pathlib import Path
 from deepseek.core.errors import CorruptWeights
 from deepseek.weights import storage
 from deepseek.weights.prepared.prepared_file import (
+    Origin,
     PreparedFile,
     StoredTensor,
     open_prepared,
@@ -65,6 +66,7 @@ class PreparedShelf:
         key: str,
         tensors: Mapping[str, StoredTensor],
         *,
+        origin: Origin,
         about: str,
         budget_bytes: int,
         is_wanted: Callable[[], bool],
@@ -86,7 +88,9 @@ class PreparedShelf:
                     return False
                 self._make_room(needed_bytes, budget_bytes)
                 storage.require_room(self.root, needed_bytes, purpose=purpose)
-                write_prepared(file, tensors, key=key, about=about, is_wanted=is_wanted)
+                write_prepared(
+                    file, tensors, key=key, origin=origin, about=about, is_wanted=is_wanted
+                )
                 self._partial_path(key).rename(self._path(key))
             _sync_directory(self.root)
         return True

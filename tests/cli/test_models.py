@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from deepseek.cli.main import main
+from deepseek.weights.cache import ModelCache
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,13 @@ import torch
 from torch.nn import functional
 
 from deepseek.core.errors import ConfigurationError
-from deepseek.engine.quantized_linear import Int8Linear, make_int8_linear, require_part
+from deepseek.engine.quantized_linear import (
+    BeforeRows,
+    Int8Linear,
+    at_once,
+    make_int8_linear,
+    require_part,
+)
 from deepseek.native.library import Bf16Weights, Kernels, load_kernels
 
 logger = logging.getLogger(__name__)
@@ -21,12 +27,24 @@ _PACKING_ROWS = 16
 _TILE = 16
 """Outputs of a weight tile of the native kernel."""
 
+_PACKED_BYTES = 4 << 20
+"""Packed at a time, in a few milliseconds: how soon a load can be ended."""
+
 
 class LinearFactory(Protocol):
     """Makes the layer that computes with a given weight; see `make_linear`."""
 
-    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
-        """Return a module that maps (..., in) to (..., out) for a weight (out, in)."""
+    def __call__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        before_rows: BeforeRows = at_once,
+    ) -> torch.nn.Module:
+        """Return a module that maps (..., in) to (..., out) for a weight (out, in).
+
+        `before_rows` is called before the work on each part of the weight's rows.
+        """
         ...
 
 
@@ -82,13 +100,19 @@ class Bf16Linear(torch.nn.Module):
     layout: ClassVar[str] = "bf16-tiles/1"
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, kernels: Kernels
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        kernels: Kernels,
+        before_rows: BeforeRows = at_once,
     ) -> None:
         """Pack `weight` (out, in); the original may be freed afterwards."""
         super().__init__()
         padding = -len(weight) % _TILE
         padded = None if bias is None else functional.pad(bias.float(), (0, padding))
-        self._compute_with(_pairs_in_tiles(weight), padded, shape=weight.shape, kernels=kernels)
+        tiles = _pairs_in_tiles(weight, before_rows)
+        self._compute_with(tiles, padded, shape=weight.shape, kernels=kernels)
 
     def parts(self) -> dict[str, torch.Tensor]:
         """Return the tiles, and the padded bias where there is one."""
@@ -186,24 +210,25 @@ class PlainLinear(torch.nn.Module):
         return functional.linear(inputs, self._weight, self._bias)
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
+def make_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    before_rows: BeforeRows = at_once,
+) -> torch.nn.Module:
     """Return the fastest linear layer for the weight's device and number format."""
+    kernels = None
+    if weight.device.type == "cpu" and weight.dtype is torch.bfloat16:
+        kernels = _bf16_kernels()
+    if kernels is not None:
+        return Bf16Linear(weight, bias, kernels=kernels, before_rows=before_rows)
+    before_rows(weight.nbytes)  # all at once
     if weight.device.type == "cuda":
         # Imported here: Triton does not exist on every machine.
         from deepseek.engine.ops.triton.linear import GpuLinear  # noqa: PLC0415
 
         return GpuLinear(weight, bias)
-    if weight.device.type == "cpu":
-        return _make_cpu_linear(weight, bias)
-    return PlainLinear(weight, bias)
-
-
-def _make_cpu_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Module:
-    if weight.dtype is torch.bfloat16:
-        kernels = _bf16_kernels()
-        if kernels is not None:
-            return Bf16Linear(weight, bias, kernels=kernels)
-    packable = weight.dtype in (torch.float32, torch.bfloat16)
+    packable = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
     if packable and torch.backends.mkldnn.is_available():
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
@@ -228,17 +253,25 @@ def _bf16_kernels() -> Kernels | None:
     return kernels
 
 
-def _pairs_in_tiles(weight: torch.Tensor) -> torch.Tensor:
+def _pairs_in_tiles(weight: torch.Tensor, before_rows: BeforeRows) -> torch.Tensor:
     """Return (tiles, pairs of inputs, 16, 2), zeros where outputs or inputs were padded.
 
     A pair is moved as one word: element by element the copy would take several times as long, and
     it is most of what loading a model takes.
     """
-    out_features, in_features = weight.shape
-    padding = (0, in_features % 2, 0, -out_features % _TILE)
-    padded = functional.pad(weight, padding) if any(padding) else weight.contiguous()
-    words = padded.view(torch.int32).unflatten(0, (-1, _TILE))
-    return words.transpose(1, 2).contiguous().view(weight.dtype).unflatten(2, (_TILE, 2))
+    num_rows, num_inputs = weight.shape
+    num_tiles, num_pairs = -(-num_rows // _TILE), -(-num_inputs // 2)
+    tiles = weight.new_empty((num_tiles, num_pairs, _TILE, 2))
+    words = tiles.view(torch.int32).squeeze(-1)
+    step = max(1, _PACKED_BYTES // (_TILE * num_inputs * weight.itemsize))
+    for first in range(0, num_tiles, step):
+        rows = weight[first * _TILE : (first + step) * _TILE]
+        before_rows(rows.nbytes)
+        padding = (0, num_inputs % 2, 0, -len(rows) % _TILE)
+        padded = functional.pad(rows, padding) if any(padding) else rows.contiguous()
+        block = padded.view(torch.int32).unflatten(0, (-1, _TILE))
+        words[first : first + step] = block.transpose(1, 2)
+    return tiles
 
 
 def pack_linears(module: torch.nn.Module) -> None:

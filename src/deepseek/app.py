@@ -353,6 +353,7 @@ def _worker_spec(
         kv_cache_bytes=settings.kv_cache_bytes,
         memory_utilization=settings.memory_utilization,
         weights_bytes=settings.weights_bytes,
+        host_weights_bytes=settings.host_weights_bytes,
         preloading=settings.preloading,
         preload_bytes_per_s=settings.preload_bytes_per_s,
         max_step_tokens=settings.max_step_tokens,

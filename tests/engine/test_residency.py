@@ -27,7 +27,9 @@ from deepseek.engine.base import Engine
 from deepseek.engine.hosted_model import HostedModel
 from deepseek.engine.load_pace import LoadCancelled, LoadPace
 from deepseek.engine.model_loader import ModelLoader, ModelRead
-from deepseek.engine.residency import Place, Residents
+from deepseek.engine.outlook import TierSizes
+from deepseek.engine.place import Place
+from deepseek.engine.residency import Residents
 from deepseek.engine.selection import absent_info
 from deepseek.engine.step_loop import Inbox
 from deepseek.scheduling.preloading.registry import make_preloading_policy
@@ -59,7 +61,7 @@ class Pool:
             loader=ModelLoader(self._load, put=self.inbox.put),
             put=self.inbox.put,
             send=self.events.append,
-            budget_bytes=num_fit * MODEL_BYTES,
+            sizes=TierSizes(device_bytes=num_fit * MODEL_BYTES),
             preload_bytes_per_s=preload_bytes_per_s,
         )
 
@@ -106,7 +108,9 @@ class Pool:
         self.take()
         self.serve(name)
 
-    def _load(self, model: ModelSpec, pace: LoadPace) -> tuple[Engine, ModelInfo]:
+    def _load(
+        self, model: ModelSpec, pace: LoadPace, *, keeps_host_copy: bool
+    ) -> tuple[Engine, ModelInfo]:
         self.loaded.append(model)
         if self.fault is not None:
             raise self.fault

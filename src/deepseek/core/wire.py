@@ -65,7 +65,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes: int | None = None
     memory_utilization: float = 0.9
     host_weights_bytes: int = 0
-    """Pinned memory beside a GPU for the weights of models that leave it; 0: none leaves."""
+    """Pinned memory beside a GPU for copies of weights, from which models that have left it come
+    back; 0: they leave for good."""
     max_step_tokens: int | None = None
     max_running: int | None = None
     weights_bytes: int | None = None

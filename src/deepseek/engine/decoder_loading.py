@@ -5,6 +5,7 @@ import torch
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.wire import ModelSpec, WorkerSpec
 from deepseek.engine.adapters import AdapterSet
+from deepseek.engine.base import at_once
 from deepseek.engine.batch_scheduler import BatchScheduler
 from deepseek.engine.cuda_runner import CudaRunner
 from deepseek.engine.device import StepLimits, kv_bytes, step_limits
@@ -63,7 +64,10 @@ def load_decoder_engine(
         linear_factory=make_linear,
     )
     can_park = device != "cpu" and spec.host_weights_bytes > 0
-    weights = ParkedWeights(decoder, device=torch.device(device)) if can_park else None
+    weights = None
+    if can_park:
+        before_piece = at_once if pace is None else pace.advance
+        weights = ParkedWeights(decoder, device=torch.device(device), before_piece=before_piece)
     head = None
     if model.speculation == "mtp":
         head = _load_head(model, directory, target=decoder, dtype=dtype, make_linear=make_linear)

@@ -82,7 +82,7 @@ def _measure(session: Session, *, load_s: float) -> Iterator[Row]:
     yield fact("weights (GB)", num_bytes / 1e9)
     yield bound("request to first token, worst of the rounds (s)", first[-1], at_most=0.8)
     yield fact("request to first token, median (s)", statistics.median(first))
-    yield fact("of it: memory taken, all but the last pieces copied (s)", _median(served, "queued_s"))
+    yield fact("of it: until the last pieces are queued (s)", _median(served, "queued_s"))
     yield fact("copy of the weights (s)", copy_s)
     yield bound("copy of the weights (GB/s)", num_bytes / copy_s / 1e9, at_least=45)
     yield fact("first token of a model that is there (s)", statistics.median(warm))

@@ -1,5 +1,7 @@
 """Puts a decoder engine together: weights, memory for attention state, runner, scheduler."""
 
+from contextlib import ExitStack
+
 import torch
 
 from deepseek.core.errors import ConfigurationError
@@ -46,6 +48,23 @@ def load_decoder_engine(
     Raises errors of `core.errors`, and `LoadCancelled` where `pace` is given: that of a load beside
     others' steps, in another thread than theirs.
     """
+    with ExitStack() as undo:
+        loaded = _load(model, spec, directory, dtype=dtype, device=device, pace=pace, undo=undo)
+        undo.pop_all()
+    return loaded
+
+
+def _load(
+    model: ModelSpec,
+    spec: WorkerSpec,
+    directory: ModelDirectory,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    pace: LoadPace | None,
+    undo: ExitStack,
+) -> tuple[DecoderEngine, int, int]:
+    """`undo` gives back what is not freed with its tensors, where the load ends halfway."""
     if model.speculation == "mtp" and device != "cpu":
         raise ConfigurationError(
             f"models.{model.name}.speculation: `mtp` runs on CPU pools only, not on {device!r}; "
@@ -64,10 +83,7 @@ def load_decoder_engine(
         linear_factory=make_linear,
     )
     can_park = device != "cpu" and spec.host_weights_bytes > 0
-    weights = None
-    if can_park:
-        before_piece = at_once if pace is None else pace.advance
-        weights = ParkedWeights(decoder, device=torch.device(device), before_piece=before_piece)
+    weights = _parkable(decoder, device=device, pace=pace, undo=undo) if can_park else None
     head = None
     if model.speculation == "mtp":
         head = _load_head(model, directory, target=decoder, dtype=dtype, make_linear=make_linear)
@@ -95,6 +111,7 @@ def load_decoder_engine(
         device=device,
         is_releasable=can_park,
     )
+    undo.callback(storage.close)
     eos_token_ids = directory.eos_token_ids
     speculation: Speculation | None = None
     if model.speculation == "prompt-lookup":
@@ -139,6 +156,15 @@ def load_decoder_engine(
         speculation=speculation,
     )
     return engine, decoder.vocab_size, weights_bytes(decoder, head)
+
+
+def _parkable(
+    decoder: Decoder, *, device: str, pace: LoadPace | None, undo: ExitStack
+) -> ParkedWeights:
+    before_piece = at_once if pace is None else pace.advance
+    weights = ParkedWeights(decoder, device=torch.device(device), before_piece=before_piece)
+    undo.callback(weights.close)
+    return weights
 
 
 def _kv_bytes(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from deepseek.core.errors import ConfigurationError
-from deepseek.engine.graph_capture import empty_cache
+from deepseek.engine.graph_capture import empty_cache, whole_device
 from deepseek.weights.store.cutting import aligned
 
 _PINNED_ALLOCATION = 1  # CU_MEM_ALLOCATION_TYPE_PINNED
@@ -66,7 +66,11 @@ class DeviceArena:
         self._address = ctypes.c_uint64()
         self._handle: ctypes.c_uint64 | None = None
         _call("cuMemAddressReserve", ctypes.byref(self._address), self._size, *_no_wish())
-        self.acquire()
+        try:
+            self.acquire()
+        except BaseException:
+            self.close()
+            raise
         self.memory = torch.as_tensor(_Bytes(self._address.value, num_bytes), device=device)
         """All of it, as uint8. To be touched only while `is_backed`."""
 
@@ -97,11 +101,15 @@ class DeviceArena:
         self._handle = None
 
     def close(self) -> None:
-        """Give back memory and addresses; nothing may hold a view of `memory`."""
-        self.release()
-        if self._address.value:
-            _call("cuMemAddressFree", self._address, self._size)
-            self._address = ctypes.c_uint64()
+        """Give back memory and addresses once the device has done what it was given.
+
+        Nobody may use a view of `memory` afterwards.
+        """
+        with whole_device(self._device):
+            self.release()
+            if self._address.value:
+                _call("cuMemAddressFree", self._address, self._size)
+                self._address = ctypes.c_uint64()
 
     def _back(self) -> None:
         handle = ctypes.c_uint64()

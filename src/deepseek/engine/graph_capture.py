@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 
 
 @contextmanager

@@ -33,25 +33,34 @@ class ParkedWeights:
         """Move all tensors that `model` holds on the device into one arena, by way of the host.
 
         Their objects stay the same. To be done before anything has remembered an address. Takes no
-        device memory besides; `before_piece`, told of no bytes here, may end it: the model is lost.
+        device memory besides; `before_piece`, told of no bytes here, may end it: the model is lost,
+        its memory is not.
         """
+
+        def check(num_bytes: int) -> None:
+            before_piece(0)
+
         self._device = device
         self._copies = torch.cuda.Stream(device)
         storages = list(_by_storage(model, device).values())
         starts = list(_starts(storages))
         self.num_bytes = starts.pop()
-        host = PinnedMemory(self.num_bytes, before_chunk=lambda: before_piece(0))
+        host = PinnedMemory(self.num_bytes, before_chunk=check)
         views = [
             view
             for tensors, start in zip(storages, starts, strict=True)
-            for view in _moved_out(tensors, host, start=start)
+            for view in _moved_out(tensors, host, start=start, before_piece=check)
         ]
         empty_cache(device)  # what they leave is to be the arena's
         self._host: PinnedMemory | None = host
         self._arena = DeviceArena(self.num_bytes, device=device)
         for view in views:
             view.move_to(self._arena.memory)
-        self._copy(host, before_piece=at_once)
+        try:
+            self._copy(host, before_piece=check)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def has_host_copy(self) -> bool:
@@ -121,12 +130,15 @@ class _View:
         )
 
 
-def _moved_out(tensors: list[torch.Tensor], host: PinnedMemory, *, start: int) -> list[_View]:
+def _moved_out(
+    tensors: list[torch.Tensor], host: PinnedMemory, *, start: int, before_piece: BeforePiece
+) -> list[_View]:
     """Copy one storage to the host and free it; return what its tensors were of it."""
     storage = tensors[0].untyped_storage()
     end = start + storage.nbytes()
     whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
     for place, piece in host.pieces(start, end):
+        before_piece(piece.nbytes)
         piece.copy_(whole[place.start - start : place.stop - start])
     views = []
     for tensor in tensors:

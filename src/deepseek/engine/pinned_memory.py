@@ -19,13 +19,13 @@ whole pieces."""
 class PinnedMemory:
     """A range of bytes, in chunks."""
 
-    def __init__(self, num_bytes: int, *, before_chunk: Callable[[], None]) -> None:
+    def __init__(self, num_bytes: int, *, before_chunk: Callable[[int], None]) -> None:
         """Pin the memory; `before_chunk` may end that by raising."""
         self.num_bytes = num_bytes
         self._chunks: list[torch.Tensor] = []
         for start in range(0, num_bytes, _CHUNK_BYTES):
-            before_chunk()
             size = min(_CHUNK_BYTES, num_bytes - start)
+            before_chunk(size)
             self._chunks.append(torch.empty(size, dtype=torch.uint8, pin_memory=True))
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[slice, torch.Tensor]]:

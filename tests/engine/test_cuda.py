@@ -149,7 +149,12 @@ def test_a_model_that_left_the_device_comes_back_as_it_was(
 
 def test_weights_move_into_their_arena_without_taking_memory_twice(tmp_path: Path) -> None:
     path = tiny_models.write_llama(
-        tmp_path / "model", hidden_size=2048, intermediate_size=8192, num_hidden_layers=4
+        tmp_path / "model",
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=4,
     )
     engine_on("cuda", path).close()  # kernels, libraries and their workspaces stay
     torch.cuda.empty_cache()

@@ -20,8 +20,9 @@ from deepseek.weights.store.cutting import aligned
 _ALIGNMENT = 256
 """Of every tensor, as CUDA's own allocator has it."""
 
-_PIECES_AHEAD = 16
-"""Copies in the queue: 3 ms of the bus, enough to keep it busy."""
+_PIECES_AHEAD = 64
+"""Copies in the queue: 10 ms of the bus. It is not to run dry while the steps' thread has the
+interpreter for its turn, of 5 ms."""
 
 
 class ParkedWeights:

@@ -57,6 +57,8 @@ class ParkableEngine(OneTokenEngine):
         self._memories.on_device.remove(self.name)
 
     def wake(self, before_piece: BeforePiece) -> None:
+        if self.name not in self._memories.in_host:
+            raise RuntimeError(f"{self.name} has no copy to come back from")
         self._memories.take_device(self.name)
         try:
             for _ in range(0, self._num_bytes, PIECE_BYTES):

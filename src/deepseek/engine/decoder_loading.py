@@ -25,6 +25,7 @@ from deepseek.engine.parked_weights import ParkedWeights
 from deepseek.engine.prompt_lookup import PromptLookup
 from deepseek.engine.runner import CpuRunner, Runner
 from deepseek.engine.speculation import Speculation
+from deepseek.engine.weight_reading import reading_of
 from deepseek.engine.weights_memory import weights_bytes
 from deepseek.weights.model_directory import ModelDirectory
 
@@ -61,6 +62,7 @@ def load_decoder_engine(
         device=device,
         ops=make_ops(device),
         linear_factory=make_linear,
+        reading=reading_of(model, directory),
     )
     can_park = device != "cpu" and spec.host_weights_bytes > 0
     weights = ParkedWeights(decoder, device=torch.device(device)) if can_park else None
@@ -174,6 +176,7 @@ def _load_head(
         device="cpu",
         ops=make_ops("cpu"),
         linear_factory=make_linear,
+        reading=reading_of(model, directory),
     )
     if head is None:
         raise ConfigurationError(

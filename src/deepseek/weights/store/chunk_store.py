@@ -26,6 +26,12 @@ _LOOK_UPS = 3
 ChunkCopy = tuple[int, int, int, str]
 
 
+def digest_of(stored: memoryview) -> str:
+    """Return the name of a chunk: BLAKE3 of its stored bytes."""
+    digest: str = blake3(stored).hexdigest()
+    return digest
+
+
 class ChunkStore:
     """The store in a directory, which an import creates."""
 
@@ -193,6 +199,16 @@ class OpenChunks:
         if not read_fully(self.file(digest), into, self.location(digest).start):
             raise CorruptWeights(f"{self.where(digest)} is cut off; import the models again")
 
+    def require_intact(self, digest: str, stored: memoryview) -> None:
+        """Raise `CorruptWeights` where a chunk's stored bytes are not those that it is named by."""
+        if digest_of(stored) != digest:
+            raise CorruptWeights(f"{self.where(digest)} is damaged: its digest differs")
+
+    def read_intact(self, digest: str, into: memoryview) -> None:
+        """Read a chunk and check it; raises `CorruptWeights` for whatever is wrong with it."""
+        self.read(digest, into)
+        self.require_intact(digest, into)
+
     def advise(self, digest: str) -> None:
         """Let the system read a chunk ahead; returns at once."""
         at = self.location(digest)
@@ -223,7 +239,7 @@ class ChunkWriter:
         A chunk that is there already is read and compared first: a new model is never built on
         damaged bytes, and the damaged copy is replaced for all that use it.
         """
-        digest = blake3(data).hexdigest()
+        digest = digest_of(data)
         if digest not in self._new and not self._has(digest, len(data)):
             with self._explaining():
                 self._new[digest] = self._packs.append(data, in_step_with=start)
@@ -248,14 +264,12 @@ class ChunkWriter:
     def _has(self, digest: str, num_bytes: int) -> bool:
         if not self.store.index.locate([digest]):
             return False
-        stored = self._buffer[:num_bytes]
         try:
             with self.store.opened([(digest, num_bytes)]) as chunks:
-                chunks.read(digest, stored)
+                chunks.read_intact(digest, self._buffer[:num_bytes])
         except CorruptWeights:
             return False
-        found: str = blake3(stored).hexdigest()
-        return found == digest
+        return True
 
 
 def _resolved(directory: Path) -> Path:

@@ -33,7 +33,7 @@ from deepseek.core.errors import (
 )
 from deepseek.core.load import LoadSnapshot
 from deepseek.core.requests import Task
-from deepseek.core.wire import AdapterSpec, KeySpec, ModelSpec, WorkerSpec
+from deepseek.core.wire import AdapterSpec, ModelSpec, WorkerSpec
 from deepseek.deployment_file import DeploymentFile
 from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.server import Gateway, bind
@@ -323,13 +323,6 @@ async def _started(starting: "asyncio.Task[None]") -> None:
         raise errors.exceptions[0] from None
 
 
-def _key_spec(settings: ModelSettings) -> KeySpec | None:
-    if settings.key is None:
-        return None
-    ((source, argument),) = settings.key.items()  # the file's check has seen to it
-    return KeySpec(source=source, argument=argument)
-
-
 def _worker_spec(
     pool: str,
     settings: PoolSettings,
@@ -355,7 +348,7 @@ def _worker_spec(
             keep_alive_s=model.keep_alive,
             min_resident=model.min_resident,
             verify=model.verify,
-            key=_key_spec(model),
+            key=model.to_key(),
         )
         for name, model in file.models.items()
         if model.pool == pool

@@ -11,6 +11,7 @@ Imports are not counted: a worker has them behind it.
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from page_cache import drop, fill, resident_fraction
+from page_cache import drop, fill, resident_fraction, take_memory
 
 PAGE_BYTES = 4096
 Tensors = Iterable[torch.Tensor]
@@ -98,6 +99,7 @@ def main() -> None:
     for line in sys.stdin:
         order: dict[str, Any] = json.loads(line)
         (drop if order["is_cold"] else fill)(order["files"])
+        take_memory(sum(os.path.getsize(file) for file in order["files"]) * 5 // 4)
         resident = resident_fraction(order["files"])
         with ExitStack() as stack:
             start_s = time.perf_counter()

@@ -12,6 +12,7 @@ from deepseek.core.settings import (
     PartOfWhole,
     Settings,
 )
+from deepseek.core.wire import KeySpec
 
 ModelName = Annotated[
     str,
@@ -133,6 +134,13 @@ class ModelSettings(Settings):
     ranks of all that are loaded."""
     max_adapter_rank: int = Field(default=64, ge=1, le=1024)
     """Largest LoRA rank an adapter may have; default 64."""
+
+    def to_key(self) -> KeySpec | None:
+        """Return where the worker finds the key; `key_faults` has found one place."""
+        if self.key is None:
+            return None
+        ((source, argument),) = self.key.items()
+        return KeySpec(source=source, argument=argument)
 
     def to_qos(self) -> QoS:
         """Return what policies read."""

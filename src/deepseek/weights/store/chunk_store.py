@@ -23,7 +23,7 @@ from deepseek.weights.store.packs import PACK_BYTES, PackWriter, pack_path, read
 _LOOK_UPS = 3
 """A pack may be compacted away between look-up and opening: once, not again and again."""
 
-ChunkCopy = tuple[int, int, int, str]
+ChunkCopy = tuple[int, int, int, int, str]
 
 
 def digest_of(stored: memoryview) -> str:
@@ -184,10 +184,13 @@ class OpenChunks:
         return self._files[self._located[digest].pack]
 
     def copy_of(self, digest: str) -> ChunkCopy:
-        """Return what tells this copy of a chunk from any other, of this or another store."""
+        """Return what tells this copy of a chunk from any other, of this or another store.
+
+        A pack that anybody has written to since holds other copies: its time of change differs.
+        """
         at = self._located[digest]
         stat = self._stats[at.pack]
-        return stat.st_dev, stat.st_ino, at.start, digest
+        return stat.st_dev, stat.st_ino, stat.st_ctime_ns, at.start, digest
 
     def where(self, digest: str) -> str:
         """Return a chunk's name and place for a message."""

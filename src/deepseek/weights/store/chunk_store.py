@@ -119,7 +119,7 @@ class ChunkStore:
             yield chunks
 
     def _locate_all(self, digests: list[str]) -> dict[str, Location]:
-        located = self.index.locate(digests) if self.exists else {}
+        located = self.index.locate(digests)
         missing = [digest for digest in digests if digest not in located]
         if missing:
             raise CorruptWeights(

@@ -185,11 +185,15 @@ class ModelReader:
 
     def _read_mapped(self, memory: memoryview, chunks: OpenChunks, verify: Verify) -> None:
         """Read piece after piece, and check what is due of each while the next is read."""
+        due = {c.index for c in self.image.chunks if self._is_due(c, chunks, verify)}
+        if not due:
+            populate(memory, 0, self.image.num_bytes)
+            return
 
         def check(piece: list[ChunkPlace], reading: Future[None]) -> None:
             reading.result()
             for chunk in piece:
-                if self._is_due(chunk, chunks, verify):
+                if chunk.index in due:
                     self._compare(chunk, chunks, memory[chunk.start : chunk.end])
 
         with _reader() as reader, _checkers() as checkers:

@@ -58,7 +58,8 @@ def map_side_by_side(runs: Sequence[Run], *, num_bytes: int) -> memoryview:
     # The page cache then reads a file by huge pages, where the file system has them: the disk gets
     # few large requests, and what has come is mapped with one entry for 512 pages. A system that
     # does not know huge pages refuses, and reads as it always does.
-    _libc.madvise(_address(memory), num_bytes, mmap.MADV_HUGEPAGE)
+    if num_bytes:
+        _libc.madvise(_address(memory), num_bytes, mmap.MADV_HUGEPAGE)
     return memory
 
 

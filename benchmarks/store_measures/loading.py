@@ -20,6 +20,7 @@ from frame import Row, comparison, fact, peer_environment
 from serving_measures.platform import MeasurementFailed, Run, source_path
 
 from deepseek.weights.store.chunk_store import ChunkStore
+from store_measures.peers.page_cache import drop
 from store_measures.weights import into_store, real_model, synthetic_model
 
 REQUIREMENTS = (
@@ -77,6 +78,9 @@ def _compared(run: Run, weights: Path, title: str) -> list[Row]:
         }
         disk = {DISK: stack.enter_context(_Process(sys.executable, DISK, ours))}
         for is_cold in (True, False):
+            # Whoever read a file last left it in the page cache in pieces of its own size, and small
+            # ones are mapped ten times as slowly as huge pages: it is filled anew, for all alike.
+            drop([*ours.files, *theirs.files])
             taking_part = loaders | disk if is_cold else loaders
             medians = _medians(taking_part, is_cold=is_cold, rounds=run.count(_ROUNDS, 1))
             rows += _rows(title, medians, num_bytes, is_cold=is_cold)

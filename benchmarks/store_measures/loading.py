@@ -78,8 +78,8 @@ def _compared(run: Run, weights: Path, title: str) -> list[Row]:
         }
         disk = {DISK: stack.enter_context(_Process(sys.executable, DISK, ours))}
         for is_cold in (True, False):
-            # Whoever read a file last left it in the page cache in pieces of its own size, and small
-            # ones are mapped ten times as slowly as huge pages: it is filled anew, for all alike.
+            # Whoever read a file last left it in the page cache in pieces of its own size,
+            # small ones mapped ten times as slowly as huge pages. It is filled anew, for all alike.
             drop([*ours.files, *theirs.files])
             taking_part = loaders | disk if is_cold else loaders
             medians = _medians(taking_part, is_cold=is_cold, rounds=run.count(_ROUNDS, 1))

@@ -82,7 +82,7 @@ def fastsafetensors(path: str, stack: ExitStack) -> Tensors:
 def disk() -> Loader:
     """No loader: what the disk gives past the page cache, into memory that is used again.
 
-    All packs are read, and thrown away: nothing that keeps the bytes can expect more of the disk.
+    All packs are read, and thrown away: it tells what may be expected of the disk in this run.
     """
     memory = mmap.mmap(-1, (DIRECT_READERS + 1) * DIRECT_BYTES)
     memory.madvise(mmap.MADV_HUGEPAGE)

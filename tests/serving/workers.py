@@ -41,6 +41,8 @@ async def running_platform(
             qos=given[name].to_qos(),
             keep_alive_s=given[name].keep_alive,
             min_resident=given[name].min_resident,
+            verify=given[name].verify,
+            key=given[name].to_key(),
         )
         for name, directory in directories.items()
     ]

@@ -28,6 +28,7 @@ from deepseek.engine.parked_weights import ParkedWeights
 from deepseek.engine.prompt_lookup import PromptLookup
 from deepseek.engine.runner import CpuRunner, Runner
 from deepseek.engine.speculation import Speculation
+from deepseek.engine.weight_reading import reading_of
 from deepseek.engine.weights_memory import weights_bytes
 from deepseek.weights.model_directory import ModelDirectory
 
@@ -81,6 +82,7 @@ def _load(
         device=device,
         ops=make_ops(device),
         linear_factory=make_linear,
+        reading=reading_of(model, directory),
     )
     can_park = device != "cpu" and spec.host_weights_bytes > 0
     weights = _parkable(decoder, device=device, pace=pace, undo=undo) if can_park else None
@@ -204,6 +206,7 @@ def _load_head(
         device="cpu",
         ops=make_ops("cpu"),
         linear_factory=make_linear,
+        reading=reading_of(model, directory),
     )
     if head is None:
         raise ConfigurationError(

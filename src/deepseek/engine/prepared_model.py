@@ -18,6 +18,7 @@ from deepseek.engine.models.preparation import LinearWeights
 from deepseek.engine.models.tensor_source import DTYPES
 from deepseek.weights.prepared.prepared_file import PreparedFile, StoredTensor
 from deepseek.weights.store.cutting import PAGE_BYTES
+from deepseek.weights.store.reader import Verify
 from deepseek.weights.store.side_by_side import populate
 
 T = TypeVar("T")
@@ -85,9 +86,17 @@ class MappedPreparation:
     """
 
     def __init__(
-        self, file: PreparedFile, layer_class: type[PreparedLayer], *, pace: LoadPace | None = None
+        self,
+        file: PreparedFile,
+        layer_class: type[PreparedLayer],
+        *,
+        verify: Verify = Verify.ONCE,
+        pace: LoadPace | None = None,
     ) -> None:
-        """Map the file; raises `CorruptWeights`. `pace`: asked before each layer is read."""
+        """Map the file, checked as `verify` says; raises `CorruptWeights` and `OSError`.
+
+        `pace` is asked before each layer is read.
+        """
         self._file = file
         self._layer_class = layer_class
         self._pace = pace
@@ -95,7 +104,7 @@ class MappedPreparation:
             self._about = msgspec.json.decode(file.about, type=About)
         except msgspec.DecodeError as error:
             raise CorruptWeights(f"{file.path}: what it tells of itself is damaged") from error
-        self._memory = file.map()
+        self._memory = file.map(verify=verify)
 
     def has(self, name: str, look: Callable[[], bool]) -> bool:
         return _answer(self._about.has, name, self._file)

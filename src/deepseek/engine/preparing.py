@@ -31,6 +31,7 @@ from deepseek.weights.prepared.identity import prepared_key, weights_identity
 from deepseek.weights.prepared.prepared_file import Origin, WritingStopped
 from deepseek.weights.prepared.shelf import PreparedShelf
 from deepseek.weights.storage import in_mib
+from deepseek.weights.store.reader import Verify
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class PreparedWeights:
     key: str
     origin: Origin
     layer_class: type[PreparedLayer]
+    verify: Verify
+    """When the file's data is compared with its digest."""
     budget_bytes: int
     is_written: bool
     """Whether a file is made where there is none."""
@@ -90,6 +93,7 @@ class PreparedWeights:
             key=prepared_key(identity, choices),
             origin=Origin(model=str(directory.path.resolve()), identity=identity),
             layer_class=layer_class,
+            verify=Verify(model.verify),
             budget_bytes=spec.prepared_bytes,
             is_written=model.min_resident == 0,  # what stays is not loaded again
         )
@@ -117,7 +121,9 @@ class PreparedWeights:
     def _mapped(self, pace: LoadPace | None) -> MappedPreparation | None:
         try:
             file = self.shelf.find(self.key)
-            return None if file is None else MappedPreparation(file, self.layer_class, pace=pace)
+            if file is None:
+                return None
+            return MappedPreparation(file, self.layer_class, verify=self.verify, pace=pace)
         except (CorruptWeights, OSError) as error:
             self.shelf.remove(self.key)
             logger.warning("%s; the model is loaded from its own files", error)

@@ -34,6 +34,9 @@ class PoolSettings(Settings):
     """Disk space for the weights of CPU pools as their layers compute with them: a model that may
     be absent (`min_resident: 0`) is written there once, and mapped when it is loaded again. The
     least recently used go first; 0: none are written or used. Default 8GiB."""
+    host_weights_bytes: SizeBytes = Field(default=0, ge=0)
+    """Pinned memory of the host beside a GPU for copies of weights: a model that has left the GPU
+    comes back from it in a fraction of a second. Default 0: models come back from their files."""
     preload_bytes_per_s: SizeBytes = Field(default=0, ge=0)
     """Rate at which weights are loaded ahead of requests while the device is idle; default 0:
     models are loaded when they are asked for."""

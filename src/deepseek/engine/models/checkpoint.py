@@ -12,6 +12,7 @@ from deepseek.engine.models.configs import read_config
 from deepseek.engine.models.preparation import LinearWeights, Preparation, ReadAnew
 from deepseek.engine.models.projection import Projection
 from deepseek.engine.models.tensor_source import TensorSource, open_source
+from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
 
 class Checkpoint:
@@ -26,14 +27,16 @@ class Checkpoint:
         linear_factory: LinearFactory = make_linear,
         source: TensorSource | None = None,
         preparation: Preparation | None = None,
+        reading: Reading = DEFAULT_READING,
     ) -> None:
         """Tensors are read when asked for, layers made by `linear_factory`.
 
-        `source`: where tensors come from, if not from the directory. `preparation`: what may spare
-        reading them.
+        `source`: where tensors come from, if not from the directory; `reading`: how its chunks are
+        checked and opened; `preparation`: what may spare reading them.
         """
         self._linear_factory = linear_factory
         self._given_source = source
+        self._reading = reading
         self._preparation: Preparation = preparation or ReadAnew()
         self.projections: list[Projection] = []
         """Every layer that `linear` has made: where an adapter may act."""
@@ -47,7 +50,11 @@ class Checkpoint:
     @cached_property
     def source(self) -> TensorSource:
         """The stored tensors; not even opened where everything has been prepared."""
-        return open_source(self.path) if self._given_source is None else self._given_source
+        return (
+            open_source(self.path, self._reading)
+            if self._given_source is None
+            else self._given_source
+        )
 
     def has(self, name: str) -> bool:
         """Say whether a tensor of this name exists."""

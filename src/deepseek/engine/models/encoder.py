@@ -17,6 +17,7 @@ from deepseek.engine.models.packed_encoder import PackedEncoder
 from deepseek.engine.models.preparation import Preparation
 from deepseek.engine.ops.base import Ops
 from deepseek.weights.model_directory import ModelDirectory
+from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
 if TYPE_CHECKING:
     from deepseek.engine.models.padded_encoder import PaddedEncoder
@@ -59,8 +60,11 @@ def load_encoder(
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
     preparation: Preparation | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> Encoder:
-    """Load a model directory; `preparation` may spare reading its weights: see `is_packed`.
+    """Load a model directory, its weights read as `reading` says.
+
+    `preparation` may spare reading them where `is_packed`.
 
     Raises `CorruptWeights` where weights are damaged or contradict the config, `UnsupportedModel`
     for a variant that cannot be run.
@@ -69,13 +73,16 @@ def load_encoder(
     logger.info("%s runs %s", directory.path, "packed" if packed else "padded")
     if not packed:
         cls = _padded_encoder(directory)
-        return cls(directory, dtype=dtype, device=device, linear_factory=linear_factory)
+        return cls(
+            directory, dtype=dtype, device=device, linear_factory=linear_factory, reading=reading
+        )
     checkpoint = Checkpoint(
         directory.path,
         dtype=dtype,
         device=device,
         linear_factory=linear_factory,
         preparation=preparation,
+        reading=reading,
     )
     return PackedEncoder(directory, checkpoint, ops)
 

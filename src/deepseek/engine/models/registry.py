@@ -13,6 +13,7 @@ from deepseek.engine.models.formats import BlockFp8Checkpoint
 from deepseek.engine.models.mtp import MTPDrafter
 from deepseek.engine.models.preparation import Preparation
 from deepseek.engine.ops.base import Ops
+from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "deepseek.engine.models.llama:LlamaDecoder",
@@ -35,8 +36,11 @@ def load_decoder(
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
     preparation: Preparation | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> Decoder:
-    """Load a Hugging Face model directory; `preparation` may spare reading its weights.
+    """Load a Hugging Face model directory, its weights read as `reading` says.
+
+    `preparation` may spare reading them.
 
     Raises `UnsupportedModel` for an unknown architecture and `CorruptWeights` where the weights
     are damaged or contradict the config.
@@ -47,6 +51,7 @@ def load_decoder(
         device=device,
         linear_factory=linear_factory,
         preparation=preparation,
+        reading=reading,
     )
     target = ARCHITECTURES.get(checkpoint.architecture)
     if target is None:
@@ -68,6 +73,7 @@ def load_drafter(
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
     preparation: Preparation | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> MTPDrafter | None:
     """Load the drafter that comes with the weights of `target`; None where none does."""
     if not isinstance(target, DeepseekV3Decoder):
@@ -78,5 +84,6 @@ def load_drafter(
         device=device,
         linear_factory=linear_factory,
         preparation=preparation,
+        reading=reading,
     )
     return MTPDrafter(checkpoint, ops, target=target) if MTPDrafter.is_in(checkpoint) else None

@@ -22,13 +22,16 @@ class Checkpoint:
         dtype: torch.dtype,
         device: str,
         linear_factory: LinearFactory = make_linear,
+        head_factory: LinearFactory | None = None,
         source: TensorSource | None = None,
     ) -> None:
         """Open the weights; tensors are read when asked for, layers made by `linear_factory`.
 
-        `source`: where tensors come from, if not from the directory.
+        `head_factory` makes the one of the logits, where that is to be another. `source`: where
+        tensors come from, if not from the directory.
         """
         self._linear_factory = linear_factory
+        self._head_factory = head_factory or linear_factory
         self.projections: list[Projection] = []
         """Every layer that `linear` has made: where an adapter may act."""
         self.path = path
@@ -66,7 +69,7 @@ class Checkpoint:
 
         Names are without `.weight`; biases are taken where the checkpoint has them. `transposed`
         says that weights are stored (in, out), as GPT-2 does. A model must call the layer with its
-        batch's adapters: whoever makes a layer here lets adapters change it.
+        batch's choices: whoever makes a layer here lets rows choose adapter and precision.
         """
         weights = []
         for name, out in zip(names, out_features, strict=True):
@@ -89,4 +92,4 @@ class Checkpoint:
 
     def head(self, weight: torch.Tensor) -> torch.nn.Module:
         """Return the layer that makes logits, (vocab, hidden); no adapter changes it."""
-        return self._linear_factory(weight)
+        return self._head_factory(weight)

@@ -33,13 +33,22 @@ def load_decoder(
     device: str,
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
+    head_factory: LinearFactory | None = None,
 ) -> Decoder:
-    """Load a Hugging Face model directory.
+    """Load a Hugging Face model directory; layers are made by `linear_factory`.
+
+    `head_factory` makes the one of the logits, where that is to be another.
 
     Raises `UnsupportedModel` for an unknown architecture and `CorruptWeights` where the weights
     are damaged or contradict the config.
     """
-    checkpoint = BlockFp8Checkpoint(path, dtype=dtype, device=device, linear_factory=linear_factory)
+    checkpoint = BlockFp8Checkpoint(
+        path,
+        dtype=dtype,
+        device=device,
+        linear_factory=linear_factory,
+        head_factory=head_factory,
+    )
     target = ARCHITECTURES.get(checkpoint.architecture)
     if target is None:
         known = ", ".join(sorted(ARCHITECTURES))

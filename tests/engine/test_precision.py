@@ -1,4 +1,4 @@
-"""A decoder over nested weights: each sequence in its own precision, whatever it is batched with."""
+"""A decoder over nested weights: each sequence in its own precision, in any batch."""
 
 import random
 from pathlib import Path

@@ -1,5 +1,6 @@
 """When load is shed: in the words of an operator, and for any load."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from deepseek.core.decisions import Decision
 from deepseek.core.load import ModelLoad
+from deepseek.core.residency import Residency
 from deepseek.scheduling.precision.shedding import LoadShedding, SheddingLimits
 
 LIMITS = SheddingLimits(wait_s=2.0, calm_s=10.0)
@@ -78,6 +80,13 @@ def test_a_load_between_the_bounds_keeps_it_as_it_is() -> None:
 def test_signals_that_are_unknown_begin_nothing() -> None:
     shedding = LoadShedding("m", LIMITS)
     assert told(shedding, [load(num_waiting=500)] * 50) == []
+
+
+def test_a_wait_for_the_model_itself_begins_nothing() -> None:
+    shedding = LoadShedding("m", LIMITS)
+    absent = replace(load(9.0), residency=Residency.LOADING)
+    assert told(shedding, [absent] * 10) == []
+    assert told(shedding, [load(9.0)] * 2, start=10)
 
 
 @pytest.mark.parametrize(("wait_s", "calm_s"), [(0.0, 1.0), (-1.0, 1.0), (1.0, -1.0)])

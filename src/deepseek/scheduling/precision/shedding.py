@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from deepseek.core.decisions import Decision, TimeScale
 from deepseek.core.load import ModelLoad
+from deepseek.core.residency import Residency
 
 PRESSED_REPORTS = 2
 """In a row, before shedding begins: a single one may be a prompt that came with nothing to do."""
@@ -63,7 +64,12 @@ class LoadShedding:
         return []
 
     def _pressure(self, load: ModelLoad) -> str | None:
-        """Say in words what presses; None where nothing does, or where nothing is known."""
+        """Say in words what presses; None where nothing does, or where nothing is known.
+
+        What waits for the model itself to be loaded says nothing about its steps.
+        """
+        if load.residency is not Residency.READY:
+            return None
         oldest_s, slack_s = load.oldest_wait_s, load.deadline_slack_s
         if oldest_s is not None and oldest_s >= self._limits.wait_s:
             return f"the oldest request has waited {oldest_s:.3g} s for its first step"

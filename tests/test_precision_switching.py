@@ -86,7 +86,6 @@ def test_answers_are_the_same_alone_and_mixed_in_one_batch(client: OpenAI, serve
         for precision in ("int8", "int4")
         for question in QUESTIONS
     }
-    assert alone["int8", QUESTIONS[0]].startswith("The capital of France is Paris")
     assert any(alone["int8", question] != alone["int4", question] for question in QUESTIONS)
 
     async def mixed() -> dict[tuple[str, str], tuple[str, str]]:

@@ -278,9 +278,10 @@ class Administration(Protocol):
     async def apply(self, deployment: Any) -> list[SettingChange]:
         """Serve on with another deployment file, given as data; return what has changed.
 
-        Only shares and QoS may differ from the file that is served. Raises `InvalidRequest` naming
-        everything that is wrong or cannot change, `Unavailable`, `RequestTimeout`. All of it is
-        applied or, where it raises the first two, nothing; also when the caller leaves.
+        Only shares, QoS and precision may differ from the file that is served. Raises
+        `InvalidRequest` naming everything that is wrong or cannot change, `Unavailable`,
+        `RequestTimeout`. All of it is applied or, where it raises the first two, nothing; also when
+        the caller leaves.
         """
         ...
 

@@ -47,7 +47,7 @@ from deepseek.serving.chat_template import load_chat_template
 from deepseek.serving.kept_decisions import KeptDecision
 from deepseek.serving.precision import ServedPrecision
 from deepseek.serving.replica import Replica
-from deepseek.serving.settings import ModelSettings
+from deepseek.serving.settings import LIVE_SETTINGS, ModelSettings
 from deepseek.serving.stop_strings import StopStrings
 from deepseek.serving.text_codec import TextCodec
 from deepseek.weights.model_directory import ModelDirectory
@@ -101,6 +101,11 @@ class Deployment:
             num_in_flight=self._num_in_flight,
             residency=self._replica.residency(self.name),
         )
+
+    def reconfigure(self, settings: ModelSettings) -> None:
+        """Take the live settings of these; the worker has been told its part."""
+        live = {field: getattr(settings, field) for field in LIVE_SETTINGS}
+        self.settings = self.settings.model_copy(update=live)
 
     @property
     def decisions(self) -> Sequence[KeptDecision]:
@@ -186,6 +191,11 @@ class Generator(Deployment):
         complaint = LLMatcher.validate_grammar(grammar)
         if complaint and not complaint.startswith("WARNING"):
             raise InvalidGrammar(f"no answer can follow it: {complaint}", param=param)
+
+    def reconfigure(self, settings: ModelSettings) -> None:
+        """Take the live settings of these, for requests that come from now on."""
+        super().reconfigure(settings)
+        self._precision.reconfigure(self.settings)
 
     def choose_precision(
         self, kind: RequestKind, *, named: Precision | None

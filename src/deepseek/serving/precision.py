@@ -23,16 +23,26 @@ class ServedPrecision:
     """One model's choice; lives in the platform's event loop."""
 
     def __init__(self, model: str, settings: ModelSettings) -> None:
-        given = settings.precision or PrecisionSettings()
         self._model = model
         self._weights = settings.quantization or "the number format of its dtype"
         self._policy: PrecisionPolicy | None = None
         """None: the model has one precision."""
-        if settings.quantization == "nested":
-            self._policy = given.to_policy()
         self._shedding: LoadShedding | None = None
-        if given.shedding is not None:
-            self._shedding = LoadShedding(model, given.shedding.to_limits())
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: ModelSettings) -> None:
+        """Choose by other settings; load that is being shed is shed on, where any is still to be.
+
+        What the model has, its weights, must be as before.
+        """
+        given = settings.precision or PrecisionSettings()
+        self._policy = given.to_policy() if settings.quantization == "nested" else None
+        if given.shedding is None:
+            self._shedding = None
+        elif self._shedding is None:
+            self._shedding = LoadShedding(self._model, given.shedding.to_limits())
+        else:
+            self._shedding.limits = given.shedding.to_limits()
 
     def choose(
         self, kind: RequestKind, *, named: Precision | None, floor: Precision | None = None

@@ -23,7 +23,7 @@ ModelName = Annotated[
 ]
 
 
-LIVE_SETTINGS = ("share", "qos")
+LIVE_SETTINGS = ("share", "qos", "precision")
 """What may change while a model serves (`deepseek apply`); everything else needs a new start."""
 
 

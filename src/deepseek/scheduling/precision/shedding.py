@@ -38,7 +38,7 @@ class LoadShedding:
 
     def __init__(self, model: str, limits: SheddingLimits) -> None:
         self._model = model
-        self._limits = limits
+        self.limits = limits
         self.is_active = False
         """True while load is being shed."""
         self._num_pressed = 0
@@ -57,7 +57,7 @@ class LoadShedding:
             reason = f"{pressure}: requests that name no precision get int4"
             return [self._decision("shed-precision", reason, load, now_s=now_s)]
         calm_s = 0.0 if self._calm_since_s is None else now_s - self._calm_since_s
-        if self.is_active and self._calm_since_s is not None and calm_s >= self._limits.calm_s:
+        if self.is_active and self._calm_since_s is not None and calm_s >= self.limits.calm_s:
             self.is_active = False
             reason = f"the load has been calm for {calm_s:.3g} s: requests get their precision back"
             return [self._decision("restore-precision", reason, load, now_s=now_s)]
@@ -71,7 +71,7 @@ class LoadShedding:
         if load.residency is not Residency.READY:
             return None
         oldest_s, slack_s = load.oldest_wait_s, load.deadline_slack_s
-        if oldest_s is not None and oldest_s >= self._limits.wait_s:
+        if oldest_s is not None and oldest_s >= self.limits.wait_s:
             return f"the oldest request has waited {oldest_s:.3g} s for its first step"
         if slack_s is not None and slack_s < 0:
             return f"a deadline has been missed by {-slack_s * 1000:.3g} ms"
@@ -79,7 +79,7 @@ class LoadShedding:
 
     def _is_calm(self, load: ModelLoad) -> bool:
         oldest_s, slack_s = load.oldest_wait_s or 0.0, load.deadline_slack_s
-        return oldest_s < CALM_PART * self._limits.wait_s and (slack_s is None or slack_s >= 0)
+        return oldest_s < CALM_PART * self.limits.wait_s and (slack_s is None or slack_s >= 0)
 
     def _decision(self, action: str, reason: str, load: ModelLoad, *, now_s: float) -> Decision:
         signals = {

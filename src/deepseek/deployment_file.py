@@ -253,7 +253,7 @@ def _add_bounds(schema: dict[str, Any], name: str, metadata: list[Any]) -> None:
     keywords = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
     for section in _objects(schema):
         for choice in section.get("properties", {}).get(name, {}).get("anyOf", ()):
-            if choice["type"] in ("integer", "number"):
+            if choice.get("type") in ("integer", "number"):
                 choice.update(
                     (word, getattr(bound, key))
                     for bound in metadata

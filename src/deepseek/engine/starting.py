@@ -19,6 +19,7 @@ from deepseek.engine.residency import Place, Residents
 from deepseek.engine.selection import absent_info, failed_info, load_model
 from deepseek.engine.step_loop import Inbox
 from deepseek.scheduling.batching.base import BatchingPolicy
+from deepseek.scheduling.batching.guarded import GuardedPolicy
 from deepseek.scheduling.batching.registry import (
     PolicyMaker,
     check_batching_policy,
@@ -145,8 +146,9 @@ def _hosted(
 
 
 def _policy_maker(spec: WorkerSpec) -> PolicyMaker:
-    """Return what makes the worker's policies: plain ones, or ones that keep a record."""
-    if spec.decision_record is None:
-        return policy_named_by
-    record = DecisionRecord(Path(spec.decision_record), max_bytes=spec.decision_record_bytes)
-    return partial(RecordedPolicy, write=record.add)
+    """Return what makes the worker's policies: guarded ones, of which some keep a record."""
+    make: PolicyMaker = policy_named_by
+    if spec.decision_record is not None:
+        record = DecisionRecord(Path(spec.decision_record), max_bytes=spec.decision_record_bytes)
+        make = partial(RecordedPolicy, write=record.add)
+    return partial(GuardedPolicy, make=make)

@@ -1,6 +1,7 @@
 """A decoder over nested weights: each sequence in its own precision, in any batch."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from deepseek.engine.nested_linear import NestedProjection
 from deepseek.engine.ops.registry import make_ops
 from deepseek.engine.weights_memory import weights_bytes
 from tests.engine.families import Bold, greedy, make_engine, run_all
-from tests.tiny_models import write_qwen3_moe
+from tests.lora import write_adapter
+from tests.tiny_models import write_deepseek_v3, write_qwen3_moe
 
 PRECISIONS = (Precision.INT8, Precision.INT4)
 
@@ -24,6 +26,18 @@ PRECISIONS = (Precision.INT8, Precision.INT4)
 def nested_moe_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Experts of a width that groups divide."""
     return write_qwen3_moe(tmp_path_factory.mktemp("moe") / "tiny", moe_intermediate_size=64)
+
+
+@pytest.fixture(scope="module")
+def nested_latent_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DeepSeek-V3 of such widths: latent attention, experts, one of them shared."""
+    return write_deepseek_v3(
+        tmp_path_factory.mktemp("latent") / "tiny",
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        v_head_dim=16,
+        moe_intermediate_size=64,
+    )
 
 
 def mixed_requests() -> list[GenerateRequest]:
@@ -45,7 +59,9 @@ def alone(path: Path, request: GenerateRequest) -> list[int]:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("family", ["tiny_llama_dir", "tiny_gpt2_dir", "nested_moe_dir"])
+@pytest.mark.parametrize(
+    "family", ["tiny_llama_dir", "tiny_gpt2_dir", "nested_moe_dir", "nested_latent_dir"]
+)
 def test_an_answer_is_the_same_alone_and_among_others_of_both_precisions(
     family: str, request: pytest.FixtureRequest
 ) -> None:
@@ -79,6 +95,20 @@ def test_attention_state_is_reused_within_a_precision_only(tiny_llama_dir: Path)
         run_all(engine, [greedy(number, prompt, 4, precision=precision)])
         hits.append(engine.load().prefix_hit_tokens - before)
     assert hits == [0, 0, 48, 48]  # full blocks of 16
+
+
+def test_an_adapter_acts_in_either_precision(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    engine = make_engine(tiny_llama_dir, quantization="nested")
+    engine.prepare_adapter("a", write_adapter(tiny_llama_dir, tmp_path / "a", seed=1))()
+    prompt = list(range(1, 40))
+    requests = [
+        replace(greedy(number, prompt, 12, precision=PRECISIONS[number % 2]), adapter=adapter)
+        for number, adapter in enumerate([None, None, "a", "a"])
+    ]
+    together = run_all(engine, requests)
+    assert len({tuple(answer) for answer in together.values()}) == 4
+    for request in requests:
+        assert run_all(engine, [request])[request.id] == together[request.id]
 
 
 def test_who_names_no_precision_gets_the_best(tiny_llama_dir: Path) -> None:

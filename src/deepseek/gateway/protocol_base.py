@@ -72,7 +72,10 @@ class GenerationFields(Struct, forbid_unknown_fields=True, kw_only=True):
         Literal["int8", "int4"],
         Meta(description="Extension. What to compute in; default: as the model's policy says."),
     ] | None = None  # fmt: skip
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+    service_tier: Annotated[
+        Literal["auto", "default", "flex", "priority"],
+        Meta(description="The class of the request, which a model's rules for precision name."),
+    ] | None = None  # fmt: skip
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

@@ -32,6 +32,20 @@ class LinearFactory(Protocol):
 
 
 @runtime_checkable
+class SwitchingLinear(Protocol):
+    """A layer of several precisions, chosen from call to call and row by row."""
+
+    def in_precision(
+        self, inputs: torch.Tensor, precision: Precision | torch.Tensor
+    ) -> torch.Tensor:
+        """Return (rows, out) for (rows, in); `precision` is `RowChoices.precision`.
+
+        What a row gets does not depend on the rows it is batched with, nor on their precision.
+        """
+        ...
+
+
+@runtime_checkable
 class FusingLinear(Protocol):
     """A layer whose product can do what a decoder does next to it, where that saves time."""
 
@@ -46,20 +60,6 @@ class FusingLinear(Protocol):
         """Return silu(gate) * up of an output that holds gate, then up, for (rows, in).
 
         None where the activation costs as little on its own.
-        """
-        ...
-
-
-@runtime_checkable
-class SwitchingLinear(Protocol):
-    """A layer of several precisions, chosen from call to call and row by row."""
-
-    def in_precision(
-        self, inputs: torch.Tensor, precision: Precision | torch.Tensor
-    ) -> torch.Tensor:
-        """Return (rows, out) for (rows, in); `precision` is `RowChoices.precision`.
-
-        What a row gets does not depend on the rows it is batched with, nor on their precision.
         """
         ...
 

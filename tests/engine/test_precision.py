@@ -97,6 +97,9 @@ def test_attention_state_is_reused_within_a_precision_only(tiny_llama_dir: Path)
     assert hits == [0, 0, 48, 48]  # full blocks of 16
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)  # it waits for PEFT's import
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT 0.21
 def test_an_adapter_acts_in_either_precision(tiny_llama_dir: Path, tmp_path: Path) -> None:
     engine = make_engine(tiny_llama_dir, quantization="nested")
     engine.prepare_adapter("a", write_adapter(tiny_llama_dir, tmp_path / "a", seed=1))()

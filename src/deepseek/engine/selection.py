@@ -40,6 +40,11 @@ def load_model(
     """
     directory = open_model_directory(Path(model.path), any_decoder=model.engine != "torch")
     if choose_engine(model, directory, pool=spec.pool) == "vllm":
+        if model.key is not None:
+            raise ConfigurationError(
+                f"models.{model.name}.key: vLLM cannot open sealed weights; leave it out, or write "
+                "`engine: torch`"
+            )
         if pace is not None:
             raise ConfigurationError(
                 f"models.{model.name}: vLLM cannot load a model beside steps of others; leave out "

@@ -10,6 +10,7 @@ from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.configs import read_config
 from deepseek.engine.models.projection import Projection
 from deepseek.engine.models.tensor_source import TensorSource, open_source
+from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
 
 class Checkpoint:
@@ -24,11 +25,12 @@ class Checkpoint:
         linear_factory: LinearFactory = make_linear,
         head_factory: LinearFactory | None = None,
         source: TensorSource | None = None,
+        reading: Reading = DEFAULT_READING,
     ) -> None:
         """Open the weights; tensors are read when asked for, layers made by `linear_factory`.
 
         `head_factory` makes the one of the logits, where that is to be another. `source`: where
-        tensors come from, if not from the directory.
+        tensors come from, if not from the directory; `reading`: how chunks are checked and opened.
         """
         self._linear_factory = linear_factory
         self._head_factory = head_factory or linear_factory
@@ -40,7 +42,7 @@ class Checkpoint:
         self.config: Any = read_config(path)
         """Of the family's own class in `deepseek.engine.models.configs`."""
         self.architecture: str = self.config.architecture
-        self.source: TensorSource = open_source(path) if source is None else source
+        self.source: TensorSource = open_source(path, reading) if source is None else source
 
     def has(self, name: str) -> bool:
         """Say whether a tensor of this name exists."""

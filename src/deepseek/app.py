@@ -397,6 +397,7 @@ def _restart_policy(settings: PoolSettings) -> RestartPolicy:
         start_timeout_s=settings.start_timeout_s,
         max_restarts=settings.max_restarts,
         backoff_s=settings.restart_backoff_s,
+        stands_by=settings.standby_worker,
     )
 
 

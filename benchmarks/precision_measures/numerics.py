@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from frame import SHARED_DATA, Row, bound, fact
-from precision_measures.rotated import rotated_model
 from serving_measures.platform import Run
 from torch.nn import functional
 from transformers import AutoTokenizer
@@ -21,6 +20,7 @@ from deepseek.quantization.int4.half_quadratic import half_quadratic
 from deepseek.quantization.int4.rounding import round_to_nearest
 from deepseek.quantization.nested import NestedLinear, NestedWeights, pack, pack_residual, unpack
 from deepseek.weights.cache import ModelCache
+from precision_measures.rotated import rotated_model
 
 GROUP = 64
 _WINDOW = 256

@@ -19,6 +19,8 @@ FRAME_HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
 REFUSED_STATUS = 2
 """Exit status of a worker that cannot work as it is set up: the next one could not either."""
+STAND_BY = "--stand-by"
+"""Argument of a worker whose spec may come much later, or never."""
 
 
 class AdapterSpec(msgspec.Struct, frozen=True, kw_only=True):

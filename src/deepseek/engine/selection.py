@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -52,6 +53,12 @@ def load_model(
             )
         return _load_in_vllm(model, spec, directory, device=device)
     return _load_in_torch(model, spec, directory, device=device, pace=pace)
+
+
+def import_torch_engine() -> None:
+    """Import ahead what loading a model would; an environment for another engine may lack it."""
+    with suppress(ImportError):
+        import deepseek.engine.loading  # noqa: F401, PLC0415 - see the module
 
 
 def failed_info(model: ModelSpec, error: DeepseekError | OSError) -> ModelInfo:

@@ -25,16 +25,19 @@ class Checkpoint:
         dtype: torch.dtype,
         device: str,
         linear_factory: LinearFactory = make_linear,
+        head_factory: LinearFactory | None = None,
         source: TensorSource | None = None,
         preparation: Preparation | None = None,
         reading: Reading = DEFAULT_READING,
     ) -> None:
         """Tensors are read when asked for, layers made by `linear_factory`.
 
-        `source`: where tensors come from, if not from the directory; `reading`: how its chunks are
-        checked and opened; `preparation`: what may spare reading them.
+        `head_factory` makes the one of the logits, where that is to be another. `source`: where
+        tensors come from, if not from the directory; `reading`: how its chunks are checked and
+        opened; `preparation`: what may spare reading them.
         """
         self._linear_factory = linear_factory
+        self._head_factory = head_factory or linear_factory
         self._given_source = source
         self._reading = reading
         self._preparation: Preparation = preparation or ReadAnew()
@@ -88,7 +91,7 @@ class Checkpoint:
 
         Names are without `.weight`; biases are taken where the checkpoint has them. `transposed`
         says that weights are stored (in, out), as GPT-2 does. A model must call the layer with its
-        batch's adapters: whoever makes a layer here lets adapters change it.
+        batch's choices: whoever makes a layer here lets rows choose adapter and precision.
         """
 
         def read() -> LinearWeights:
@@ -116,7 +119,7 @@ class Checkpoint:
         def read() -> LinearWeights:
             return self.read(name, shape) if tied is None else tied, None
 
-        return self._preparation.layer("head", read, self._linear_factory)
+        return self._preparation.layer("head", read, self._head_factory)
 
     def _read_side_by_side(
         self,

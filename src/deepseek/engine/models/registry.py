@@ -35,12 +35,14 @@ def load_decoder(
     device: str,
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
+    head_factory: LinearFactory | None = None,
     preparation: Preparation | None = None,
     reading: Reading = DEFAULT_READING,
 ) -> Decoder:
     """Load a Hugging Face model directory, its weights read as `reading` says.
 
-    `preparation` may spare reading them.
+    Layers are made by `linear_factory`, that of the logits by `head_factory` where it is another;
+    `preparation` may spare making them.
 
     Raises `UnsupportedModel` for an unknown architecture and `CorruptWeights` where the weights
     are damaged or contradict the config.
@@ -50,6 +52,7 @@ def load_decoder(
         dtype=dtype,
         device=device,
         linear_factory=linear_factory,
+        head_factory=head_factory,
         preparation=preparation,
         reading=reading,
     )

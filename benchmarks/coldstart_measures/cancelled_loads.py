@@ -29,7 +29,11 @@ def main() -> None:
     device = prepare_device(spec)
     reads: SimpleQueue[ModelRead] = SimpleQueue()
 
-    def load(model: ModelSpec, pace: LoadPace) -> tuple[Engine, ModelInfo]:
+    def load(
+        model: ModelSpec, pace: LoadPace, *, keeps_host_copy: bool
+    ) -> tuple[Engine, ModelInfo]:
+        if keeps_host_copy:
+            raise ValueError("a CPU has no host tier beside it")
         return load_model(model, spec, device=device, pace=pace)
 
     loader = ModelLoader(load, put=reads.put)

@@ -61,6 +61,18 @@ class Int8Weights(ctypes.Structure):
     )
 
 
+class NestedPlanes(ctypes.Structure):
+    """`struct NestedPlanes`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("high", "low", "scales", "low_scales")),
+        *((name, _POINTER) for name in ("high_sums", "low_sums", "bias")),
+        ("num_outputs", _LONG),
+        ("num_inputs", _LONG),
+        ("group", _LONG),
+    )
+
+
 class Bf16Weights(ctypes.Structure):
     """`struct Bf16Weights`."""
 
@@ -114,6 +126,10 @@ class Kernels:
             "ds_int8_linear", _POINTER, _LONG, _POINTER, _POINTER, _LONG, _INT, _INT
         )
         self.has_int8_linear: bool = bool(library.ds_int8_linear_supported())
+        self.nested_linear = function(
+            *("ds_nested_linear", _POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _INT),
+            *(_INT, _INT),
+        )
         self.bf16_linear = function(
             "ds_bf16_linear", _POINTER, _LONG, _POINTER, _POINTER, _LONG, _INT
         )

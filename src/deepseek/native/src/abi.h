@@ -34,6 +34,18 @@ struct Int8Weights {
     int64_t num_outputs, num_inputs;
 };
 
+// Nibbles in the tiles of docs/nested-weights.md; scales are bfloat16.
+struct NestedPlanes {
+    const uint8_t* high;         // (tiles of 16 outputs, inputs / 8, 16, 4)
+    const uint8_t* low;          // the same; null where INT4 alone is at hand
+    const uint16_t* scales;      // (tiles, groups, 16), of the high plane
+    const uint16_t* low_scales;  // the same, or null: scales / 16
+    const int16_t* high_sums;    // (tiles, groups, 16): sums of each output's nibbles
+    const int16_t* low_sums;     // the same; null where `low` is
+    const float* bias;           // (outputs, padded to whole tiles) or null
+    int64_t num_outputs, num_inputs, group;
+};
+
 struct Bf16Weights {
     const void* tiles;  // (tiles of 16 outputs, pairs of inputs, 16, 2) bfloat16, zeros where padded
     const float* bias;  // (outputs, padded to whole tiles) or null

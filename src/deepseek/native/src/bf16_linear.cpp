@@ -94,8 +94,9 @@ __attribute__((noinline)) void multiply_tile(const Rows& inputs, int64_t part,
 template <int MaxRows, int MaxTiles>
 void multiply_tiles(const Rows& inputs, const Bf16Weights& weights, int64_t begin, int64_t end,
                     bf16* out) {
+    const Plane plane{weights.tiles, inputs.pairs, end};
     for_tiles<MaxRows, MaxTiles>(
-        inputs.parts, weights.tiles, inputs.pairs, begin, end,
+        inputs.parts, plane, begin,
         [&](int64_t part, int64_t tile, Ahead ahead, auto r, auto n) {
             multiply_tile<r(), n()>(inputs, part, weights, tile, ahead, out);
         });

@@ -6,13 +6,14 @@
 // vpdpbusd multiplies by four activations and adds to a 32-bit sum. What a thread computes is a range
 // of weight tiles, so weights are read from memory once a step.
 #include <algorithm>
-#include <cmath>
 
 #include "abi.h"
 #include "dispatch.h"
 #include "parallel.h"
+#include "quantised_rows.h"
 #include "simd.h"
 #include "tiles.h"
+#include "vnni.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
 
@@ -34,51 +35,19 @@ struct Quantised {
     float* offsets;   // of each part (groups, R): zero points, scaled
 };
 
-// Zero is always inside the range, so that it stays exact.
-template <class T>
-void quantise_group(const T* from, int64_t size, uint8_t* out, int64_t quad_stride, float* scale,
-                    float* offset) {
-    vfloat low{}, high{};
-    for_vectors(size, [&](int64_t i, auto load, auto) {
-        const vfloat x = load(from + i);
-        low = minimum(low, x);
-        high = maximum(high, x);
-    });
-    const float lowest = smallest(low), range = largest(high) - lowest;
-    *scale = range > 0.0f ? range / 255.0f : 1.0f;
-    const float inverse = 1.0f / *scale;
-    const float zero = std::nearbyint(-lowest * inverse);
-    *offset = *scale * zero;
-    for_vectors(size, [&](int64_t i, auto load, auto) {
-        const __m512i whole = _mm512_cvtps_epi32((__m512)(load(from + i) * inverse + zero));
-        const __m512i positive = _mm512_max_epi32(whole, _mm512_setzero_si512());
-        uint8_t bytes[kWidth];
-        const __m128i narrow = _mm512_cvtusepi32_epi8(positive);
-        std::memcpy(bytes, &narrow, sizeof bytes);
-        for (int quad = 0; quad < kWidth / 4; ++quad)
-            std::memcpy(out + (i / 4 + quad) * quad_stride, bytes + quad * 4, 4);
-    });
-}
-
 // Quantise the rows of one part; `stride` is between rows of `from`, `width` their elements.
 template <class T>
 void quantise_part(const T* from, int64_t stride, int64_t width, int64_t part,
                    const Quantised& to) {
     const int64_t first = to.parts.first_row(part), rows = to.parts.size(part);
-    uint8_t* values = to.values + first * to.groups * kGroup;
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t g = 0; g < to.groups; ++g) {
+    quantise_rows(
+        rows, width, kGroup, to.values + first * to.groups * kGroup,
+        [&](int64_t r) { return from + (first + r) * stride; },
+        [&](int64_t g, int64_t r, GroupRange range) {
             const int64_t at = first * to.groups + g * rows + r;
-            quantise_group(from + (first + r) * stride + g * kGroup,
-                           std::min<int64_t>(kGroup, width - g * kGroup),
-                           values + g * rows * kGroup + r * 4, rows * 4, to.scales + at,
-                           to.offsets + at);
-        }
-}
-
-// As an instruction: GCC 12 copies the sums of the intrinsic through memory, 24 of them every turn.
-inline void add_products(__m512i& sum, __m512i inputs, __m512i weights) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(inputs), "v"(weights));
+            to.scales[at] = range.scale;
+            to.offsets[at] = range.scale * range.zero;
+        });
 }
 
 template <int R, int N, class T>
@@ -146,8 +115,9 @@ __attribute__((noinline)) void multiply_tile(const Quantised& inputs, int64_t pa
 template <int MaxRows, int MaxTiles, class T>
 void multiply_tiles(const Quantised& inputs, const Int8Weights& weights, int64_t begin, int64_t end,
                     T* out) {
+    const Plane plane{weights.tiles, (weights.num_inputs + 3) / 4, end};
     for_tiles<MaxRows, MaxTiles>(
-        inputs.parts, weights.tiles, (weights.num_inputs + 3) / 4, begin, end,
+        inputs.parts, plane, begin,
         [&](int64_t part, int64_t tile, Ahead ahead, auto r, auto n) {
             multiply_tile<r(), n()>(inputs, part, weights, tile, ahead, out);
         });

@@ -119,6 +119,19 @@ inline float smallest(vfloat a) {
 inline __m256 folded(vfloat a) { return (__m256)a; }
 #endif
 
+// Whole numbers from 0 to 255, rounded to the nearest even; as many as there are lanes, zeros behind.
+inline __m128i to_bytes(vfloat value) {
+#if defined(__AVX512F__)
+    const __m512i whole = _mm512_cvtps_epi32((__m512)value);
+    return _mm512_cvtusepi32_epi8(_mm512_max_epi32(whole, _mm512_setzero_si512()));
+#else
+    const __m256i whole = _mm256_cvtps_epi32((__m256)value);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole),
+                                           _mm256_extracti128_si256(whole, 1));
+    return _mm_packus_epi16(halves, _mm_setzero_si128());
+#endif
+}
+
 // Four horizontal sums at once: a third of the instructions of four single ones.
 inline void store_sums(float* to, vfloat a, vfloat b, vfloat c, vfloat d) {
     const __m256 ab = _mm256_hadd_ps(folded(a), folded(b));

@@ -32,24 +32,34 @@ struct Ahead {
     }
 };
 
-// Calls `multiply(part, tile, ahead, r, n)` for all rows and the weight tiles `begin` to `end`, r rows
-// and n tiles at a time (integral constants); a tile is `turns` times 64 bytes. While some tiles are
-// worked with the next are fetched, spread over the rows: memory and arithmetic take about as
-// long for 16 rows.
-template <int MaxRows, int MaxTiles, class Multiply>
-void for_tiles(const Parts& parts, const void* tiles, int64_t turns, int64_t begin, int64_t end,
-               Multiply multiply) {
-    const int64_t num_parts = parts.count(), tile_bytes = turns * 64;
+// Weights in memory, in tiles of `turns` times 64 bytes; a thread works up to the tile `end`.
+struct Plane {
+    const void* tiles;
+    int64_t turns, end;
+
+    // What to fetch while `part` of `num_parts` meets the `count` tiles before `next`: its share of
+    // as many behind them.
+    Ahead after(int64_t next, int64_t count, int64_t part, int64_t num_parts) const {
+        const int64_t tile_bytes = turns * 64;
+        const char* behind = static_cast<const char*>(tiles) + next * tile_bytes;
+        return {behind + count * tile_bytes * part / num_parts,
+                next == end ? 0 : count * 64 / num_parts};
+    }
+};
+
+// Calls `multiply(part, tile, ahead, r, n)` for all rows and the weight tiles from `begin`, r rows
+// and n tiles at a time (integral constants). While some tiles are worked with the next are fetched,
+// spread over the rows: memory and arithmetic take about as long for 16 rows.
+template <int MaxRows, int MaxTiles, class AllParts, class Multiply>
+void for_tiles(const AllParts& parts, const Plane& plane, int64_t begin, Multiply multiply) {
+    const int64_t num_parts = parts.count();
     if (num_parts == 0) return;
-    const int64_t num_groups = (end - begin + MaxTiles - 1) / MaxTiles;
+    const int64_t num_groups = (plane.end - begin + MaxTiles - 1) / MaxTiles;
     for (int64_t i = 0; i < num_groups; ++i) {
-        const int64_t tile = begin + (end - begin) * i / num_groups;
-        const int64_t next = begin + (end - begin) * (i + 1) / num_groups;
-        const int64_t bytes = (next - tile) * tile_bytes;
-        const char* after = static_cast<const char*>(tiles) + next * tile_bytes;
-        const int64_t step = next == end ? 0 : (next - tile) * 64 / num_parts;
+        const int64_t tile = begin + (plane.end - begin) * i / num_groups;
+        const int64_t next = begin + (plane.end - begin) * (i + 1) / num_groups;
         for (int64_t part = 0; part < num_parts; ++part) {
-            const Ahead ahead{after + bytes * part / num_parts, step};
+            const Ahead ahead = plane.after(next, next - tile, part, num_parts);
             with_count<MaxTiles>(next - tile, [&](auto n) {
                 with_count<MaxRows>(parts.size(part),
                                     [&](auto r) { multiply(part, tile, ahead, r, n); });

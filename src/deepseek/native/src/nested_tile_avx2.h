@@ -1,0 +1,126 @@
+// A register tile of the nested product for AVX2.
+//
+// vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits. Bytes times nibbles, eight
+// quads of them, just fit: 8 * 2 * 255 * 8 < 2^15. So each plane is multiplied on its own, exactly.
+#pragma once
+
+#include <cstring>
+
+#include "nested_tile.h"
+
+constexpr int kRows = 4;
+constexpr int kTiles = 1;
+constexpr int kFewRows = 3;
+constexpr int kManyTiles = 1;
+constexpr int kResidualRows = 4;
+
+constexpr int kOctetsInShorts = 4;  // before sums of 16 bits are added to those of 32
+constexpr int kHalf = 8;            // outputs of a vector
+
+inline __m256i read(const void* from) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+
+// The low nibbles of bytes as signed bytes; `first` is what the nibble 0 stands for: 0 (two's
+// complement) or -8.
+inline __m256i signed_nibbles(__m256i bytes, bool is_biased) {
+    const __m256i complement = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1));
+    const __m256i nibbles = _mm256_and_si256(bytes, _mm256_set1_epi8(0x0f));
+    return is_biased ? _mm256_sub_epi8(nibbles, _mm256_set1_epi8(8))
+                     : _mm256_shuffle_epi8(complement, nibbles);
+}
+
+// Sums of R rows and 8 outputs: 16 bits wide for a few octets, then 32.
+template <int R>
+struct NibbleSums {
+    __m256i wide[R], narrow[R];
+
+    void add(const uint8_t* a, __m256i weights) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            int32_t quad;
+            std::memcpy(&quad, a + r * 4, 4);
+            const __m256i products = _mm256_maddubs_epi16(_mm256_set1_epi32(quad), weights);
+            narrow[r] = _mm256_add_epi16(narrow[r], products);
+        }
+    }
+
+    void widen() {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const __m256i pairs = _mm256_madd_epi16(narrow[r], _mm256_set1_epi16(1));
+            wide[r] = _mm256_add_epi32(wide[r], pairs);
+            narrow[r] = _mm256_setzero_si256();
+        }
+    }
+};
+
+// The sums of one group with the zero points taken off.
+template <int R>
+inline __m256i group_sum(const NibbleSums<R>& sums, int r, const int16_t* nibble_sums,
+                         const int32_t* zeros) {
+    const __m256i total =
+        _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(nibble_sums)));
+    const __m256i zero = _mm256_set1_epi32(static_cast<int16_t>(zeros[r]));
+    return _mm256_add_epi32(sums.wide[r], _mm256_mullo_epi32(total, zero));
+}
+
+template <Mode M, int R>
+void multiply_half(const Activations& inputs, const NestedPlanes& weights, int64_t tile, int half,
+                   BothAhead ahead, float* out) {
+    constexpr bool kReadsLow = M != Mode::kInt4;
+    const int64_t octets = weights.num_inputs / kTileInputs;
+    const int64_t octets_per_group = inputs.group / kTileInputs;
+    const uint8_t* a = inputs.values;
+    const int64_t begin = tile * octets * 64 + half * 32;
+    const uint8_t* high = weights.high + begin;
+    const uint8_t* low = kReadsLow ? weights.low + begin : nullptr;
+    vfloat sums[R] = {};
+    for (int64_t g = 0; g < inputs.groups; ++g) {
+        NibbleSums<R> highs{}, lows{};
+        for (int64_t k = 0; k < octets_per_group; ++k, high += 64, low += 64, a += R * kTileInputs) {
+            const uint8_t* b = a + R * 4;
+            if (half == 0) ahead.high.fetch();
+            const __m256i h = read(high);
+            highs.add(a, signed_nibbles(_mm256_srli_epi16(h, 4), false));
+            highs.add(b, signed_nibbles(h, false));
+            if constexpr (kReadsLow) {
+                if (half == 0) ahead.low.fetch();
+                const __m256i l = read(low);
+                lows.add(a, signed_nibbles(l, true));
+                lows.add(b, signed_nibbles(_mm256_srli_epi16(l, 4), true));
+            }
+            if (k % kOctetsInShorts == kOctetsInShorts - 1) {
+                highs.widen();
+                if constexpr (kReadsLow) lows.widen();
+            }
+        }
+        const int64_t at = (tile * inputs.groups + g) * kTile + half * kHalf;
+        const vfloat scale = load_scales(weights.scales + at) * 0.0625f;
+        const int32_t* zeros = inputs.zeros + g * R;
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const float row_scale = inputs.scales[g * R + r];
+            __m256i product =
+                _mm256_slli_epi32(group_sum(highs, r, weights.high_sums + at, zeros), 4);
+            __m256i rest{};
+            if constexpr (kReadsLow) rest = group_sum(lows, r, weights.low_sums + at, zeros);
+            if constexpr (M == Mode::kInt8) product = _mm256_add_epi32(product, rest);
+            sums[r] += (vfloat)_mm256_cvtepi32_ps(product) * (scale * row_scale);
+            if constexpr (M == Mode::kResidual)
+                sums[r] += (vfloat)_mm256_cvtepi32_ps(rest) *
+                           (load_scales(weights.low_scales + at) * row_scale);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) store(out + r * kTile + half * kHalf, sums[r]);
+}
+
+template <Mode M, int R, int N>
+__attribute__((noinline)) void multiply_tile(const Activations& inputs, const NestedPlanes& weights,
+                                             int64_t tile, BothAhead ahead, float* out) {
+    static_assert(N == 1, "registers suffice for one tile");
+    for (int half = 0; half < kTile / kHalf; ++half)
+        multiply_half<M, R>(inputs, weights, tile, half, ahead, out);
+}

@@ -4,11 +4,13 @@ Importing the package loads nothing heavy; open `deepseek.app` first, its docstr
 of a request. `deepseek.load_model` gives a model to work with in Python.
 """
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from deepseek.quantization.loader import load_model
+load_model: Callable[..., Any]
+"""`deepseek.quantization.loader.load_model`, imported on use: torch and transformers take seconds,
+which most of the package does without."""
 
 __all__ = ["__version__", "load_model"]
 __version__ = "0.1.0"
@@ -17,5 +19,4 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name != "load_model":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Imported on use: torch and transformers take seconds, which most of the package does without.
     return import_module("deepseek.quantization.loader").load_model

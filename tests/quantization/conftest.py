@@ -5,10 +5,10 @@ import random
 import pytest
 from transformers import logging
 
-WORDS = (
-    "capital France Paris weather lovely film book once upon time small model answered question "
-    "language English name age active man eating food today wonderful dull surprise"
-).split()
+WORDS = [
+    *("capital", "France", "Paris", "weather", "lovely", "film", "book", "once", "upon", "time"),
+    *("small", "model", "answered", "question", "language", "English", "name", "age", "active"),
+]
 
 
 @pytest.fixture(autouse=True, scope="session")

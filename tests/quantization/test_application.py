@@ -61,7 +61,7 @@ def test_a_report_tells_of_every_layer_and_of_the_data(
     tiny_llama_dir: Path, texts: list[str]
 ) -> None:
     model = load_model(tiny_llama_dir)
-    float_bytes = sum(p.nbytes for p in model.parameters())
+    float_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     report = model.apply_quantization(
         MixedPrecisionConfig(attention_layers="int4", ffn_layers="int8"), data=texts
     )
@@ -217,9 +217,7 @@ def test_fused_experts_are_refused_by_name_unless_left_in_16_bits(
     with pytest.raises(InvalidQuantization, match=r"model\.layers\.1\.mlp\.experts.*give it fp16"):
         model.apply_quantization(INT8, data=texts)
     rule = LayerRule(layers="*.experts", precision="fp16")
-    report = model.apply_quantization(
-        MixedPrecisionConfig(rules=[rule]), data=texts
-    )
+    report = model.apply_quantization(MixedPrecisionConfig(rules=[rule]), data=texts)
     assert report.is_met
 
 

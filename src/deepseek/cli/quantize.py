@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from deepseek.quantization.report import QuantizationReport
 
 
-
 def register(commands: Subparsers) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(

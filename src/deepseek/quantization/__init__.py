@@ -18,7 +18,7 @@ from deepseek.quantization.registration import register_with_transformers
 if TYPE_CHECKING:
     from deepseek.quantization.application import apply_quantization
     from deepseek.quantization.config import LayerRule, MixedPrecisionConfig, SwitchPolicy
-    from deepseek.quantization.export import export
+    from deepseek.quantization.exporting import export
     from deepseek.quantization.loader import load_model
     from deepseek.quantization.report import QuantizationReport
     from deepseek.quantization.switching import choose_precision, set_precision
@@ -42,7 +42,7 @@ _HOMES = {
     "SwitchPolicy": "config",
     "apply_quantization": "application",
     "choose_precision": "switching",
-    "export": "export",
+    "export": "exporting",
     "load_model": "loader",
     "set_precision": "switching",
 }

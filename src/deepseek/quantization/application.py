@@ -25,11 +25,11 @@ from deepseek.quantization.layers import Layer, find_layers
 from deepseek.quantization.measurements import Measurements
 from deepseek.quantization.nested import NestedLinear
 from deepseek.quantization.pretrained import METHOD, NestedConfig, NestedQuantizer, layer_entry
-from deepseek.quantization.report import (
+from deepseek.quantization.report import QuantizationReport
+from deepseek.quantization.report_data import (
     AccuracyReport,
     FrontPoint,
     LayerReport,
-    QuantizationReport,
     SensitivityReport,
 )
 from deepseek.quantization.search import BITS, Outcome, Point, Search, Unit

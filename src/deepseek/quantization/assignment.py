@@ -1,4 +1,4 @@
-"""From a config to the precision of every layer of one model; refuses what does not fit, by name."""
+"""From a config to the precision of every layer of a model; refuses what does not fit."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -53,9 +53,7 @@ def _require_matches(layers: Sequence[Layer], config: MixedPrecisionConfig) -> N
             )
 
 
-def _require_quantizable(
-    layer: Layer, precision: Precision, config: MixedPrecisionConfig
-) -> None:
+def _require_quantizable(layer: Layer, precision: Precision, config: MixedPrecisionConfig) -> None:
     if layer.obstacle is not None:
         raise InvalidQuantization(
             f"layer {layer.name!r} cannot be {precision}: {layer.obstacle}; give it fp16 (a rule "

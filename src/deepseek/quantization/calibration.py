@@ -150,7 +150,9 @@ def _read_file(path: Path) -> list[Any]:
         ) from error
     if path.suffix != ".jsonl":
         return list(lines)
-    return [_json_item(line, f"{path.name}:{number}") for number, line in enumerate(lines, 1) if line]
+    return [
+        _json_item(line, f"{path.name}:{number}") for number, line in enumerate(lines, 1) if line
+    ]
 
 
 def _json_item(line: str, place: str) -> tuple[str, int | None]:
@@ -163,9 +165,7 @@ def _json_item(line: str, place: str) -> tuple[str, int | None]:
         ) from error
 
 
-def _running_text(
-    texts: Texts, indices: Sequence[int], *, tokenizer: Any, max_tokens: int
-) -> Part:
+def _running_text(texts: Texts, indices: Sequence[int], *, tokenizer: Any, max_tokens: int) -> Part:
     """Join the texts and cut them into sequences of one length: no padding, long contexts."""
     joined = "\n\n".join(texts.texts[index] for index in indices)
     ids = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"][:MAX_PART_TOKENS]

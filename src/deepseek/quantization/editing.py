@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-
 SIXTEEN_BITS = torch.bfloat16
 """What fp16 means here: CPUs only emulate float16, and the nested layers take bfloat16."""
 

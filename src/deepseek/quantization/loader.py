@@ -1,4 +1,4 @@
-"""`load_model`: a transformers model from a directory or a catalogue name, ready to be quantized."""
+"""`load_model`: a transformers model from a directory or a catalogue name, to be quantized."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

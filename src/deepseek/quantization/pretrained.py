@@ -22,7 +22,7 @@ METHOD = "deepseek-nested"
 
 
 @register_quantization_config(METHOD)
-class NestedConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers has no types
+class NestedConfig(QuantizationConfigMixin):  # transformers has no types
     """What `config.json` says of a quantized model."""
 
     def __init__(
@@ -38,7 +38,7 @@ class NestedConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transforme
                 f"quantization_config has keys that are not known: {', '.join(sorted(unknown))}; "
                 "it was saved by a newer version, update this one"
             )
-        self.quant_method = METHOD  # type: ignore[assignment]  # registered, not one of the enum
+        self.quant_method = METHOD  # registered, not one of the enum
         self.layers = layers
         self.config = config
 
@@ -55,7 +55,7 @@ def layer_entry(layer: NestedLinear) -> dict[str, Any]:
 
 
 @register_quantizer(METHOD)
-class NestedQuantizer(HfQuantizer):  # type: ignore[misc]
+class NestedQuantizer(HfQuantizer):
     """Puts nested layers where the saved model had them, before transformers loads the planes."""
 
     requires_calibration = True
@@ -70,6 +70,8 @@ class NestedQuantizer(HfQuantizer):  # type: ignore[misc]
                     "does not have; fetch the model's files again"
                 ) from None
             model.set_submodule(name, _empty_layer(linear, entry))
+            # Some families initialise `parent.layer.weight` by name; there is no such weight now.
+            model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
 
     def _process_model_after_weight_loading(self, model: "PreTrainedModel", **_: Any) -> None:
         for name in self.quantization_config.layers:

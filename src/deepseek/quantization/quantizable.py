@@ -39,7 +39,7 @@ class Quantizable(nn.Module):
         from deepseek.quantization.application import apply_quantization  # noqa: PLC0415
 
         return apply_quantization(
-            self,  # type: ignore[arg-type]  # mixed into PreTrainedModels only
+            self,
             config,
             data=data,
             tokenizer=tokenizer,
@@ -63,7 +63,8 @@ class Quantizable(nn.Module):
 def make_quantizable(model: "PreTrainedModel") -> "PreTrainedModel":
     """Give this model the method; a model that has it stays as it is."""
     if not isinstance(model, Quantizable):
-        model.__class__ = quantizable_class(type(model))
+        base: Any = type(model)
+        model.__class__ = quantizable_class(base)
     return model
 
 
@@ -75,13 +76,10 @@ def quantizable_class(base: type) -> type:
 
 
 def _importable(cls: type) -> type:
-    return cls.__mro__[cls.__mro__.index(Quantizable) + 1] if _is_made(cls) else cls
+    bases = cls.__bases__
+    return bases[1] if bases[0] is Quantizable else cls
 
 
-def _is_made(cls: type) -> bool:
-    return Quantizable in cls.__bases__
-
-
-def _instance(base: type, *arguments: Any) -> Any:
+def _instance(base: Any, *arguments: Any) -> Any:
     cls = quantizable_class(base)
     return cls.__new__(cls, *arguments)

@@ -1,9 +1,9 @@
-"""The report as one HTML page: tables and two plots in inline SVG, nothing loaded from elsewhere."""
+"""The report as one HTML page: tables and two plots in inline SVG, nothing loaded from afar."""
 
 from collections.abc import Sequence
 from html import escape
 
-from deepseek.quantization.report import QuantizationReport
+from deepseek.quantization.report_data import ReportData
 from deepseek.quantization.report_plots import bar_plot, front_plot
 
 _STYLE = """
@@ -14,20 +14,26 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 960px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: 13px;
+  font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 3px 8px; border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; } .int4 { color: var(--int4); } .int8 { color: var(--int8); }
-.fp16 { color: var(--fp16); } .no { color: var(--bad); font-weight: 600; } .soft { color: var(--soft); }
+.fp16 { color: var(--fp16); } .no { color: var(--bad); font-weight: 600; }
+.soft { color: var(--soft); }
 .facts td:first-child { color: var(--soft); width: 16rem; }
 svg { width: 100%; height: auto; font: 11px system-ui, sans-serif; }
 svg text { fill: var(--soft); } svg .axis { stroke: var(--line); } svg .name { fill: var(--ink); }
 """
 
 
-def page(report: QuantizationReport) -> str:
+def page(report: ReportData) -> str:
     """Return the page."""
-    verdict = "" if report.is_met else '<p class="no">Refused: the accuracy asked for is not met; '\
+    verdict = (
+        ""
+        if report.is_met
+        else '<p class="no">Refused: the accuracy asked for is not met; '
         "the model was left as it was.</p>"
+    )
     parts = [
         f"<h1>Mixed precision of {escape(report.model)}</h1>{verdict}",
         _facts(report),
@@ -43,7 +49,7 @@ def page(report: QuantizationReport) -> str:
     )
 
 
-def _facts(report: QuantizationReport) -> str:
+def _facts(report: ReportData) -> str:
     accuracy = report.accuracy
     counts = ", ".join(f"{count} {name}" for name, count in report.counts().items() if count)
     threshold = "none" if accuracy.threshold is None else f"{accuracy.threshold:g}"
@@ -70,7 +76,7 @@ def _facts(report: QuantizationReport) -> str:
     return '<table class="facts">' + "".join(_row([a, b]) for a, b in rows) + "</table>"
 
 
-def _sensitivity(report: QuantizationReport) -> str:
+def _sensitivity(report: ReportData) -> str:
     if not report.sensitivities:
         return ""
     bars = [(s.unit, s.divergence, str(s.precision)) for s in report.sensitivities]
@@ -80,7 +86,7 @@ def _sensitivity(report: QuantizationReport) -> str:
     )
 
 
-def _front(report: QuantizationReport) -> str:
+def _front(report: ReportData) -> str:
     if len(report.front) < 2:
         return ""
     points = [(point.bits_per_weight, point.relative_accuracy) for point in report.front]
@@ -91,7 +97,7 @@ def _front(report: QuantizationReport) -> str:
     )
 
 
-def _layers(report: QuantizationReport) -> str:
+def _layers(report: ReportData) -> str:
     head = "".join(
         f"<th{' class=n' if number > 2 else ''}>{name}</th>"
         for number, name in enumerate(
@@ -99,10 +105,11 @@ def _layers(report: QuantizationReport) -> str:
         )
     )
     rows = "".join(
-        f'<tr><td>{escape(layer.name)}</td><td>{layer.layer_class}</td>'
+        f"<tr><td>{escape(layer.name)}</td><td>{layer.layer_class}</td>"
         f'<td class="{layer.precision}">{layer.precision}'
         f"{'' if layer.precision is layer.configured else f' (was {layer.configured})'}</td>"
-        f'<td class="n">{layer.error:.2%}</td><td class="n">{layer.num_bytes_before / 1024:,.0f}</td>'
+        f'<td class="n">{layer.error:.2%}</td>'
+        f'<td class="n">{layer.num_bytes_before / 1024:,.0f}</td>'
         f'<td class="n">{layer.num_bytes / 1024:,.0f}</td></tr>'
         for layer in report.layers
     )

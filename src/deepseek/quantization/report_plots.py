@@ -72,7 +72,9 @@ def front_plot(points: Sequence[tuple[float, float]], *, threshold: float | None
             f'stroke="var(--bad)" stroke-dasharray="5 4"/><text x="{_WIDTH - _MARGIN}" '
             f'y="{y - 5:.1f}" text-anchor="end">threshold {threshold:g}</text>'
         )
-    return _svg(height, "size and accuracy", _axes(height, (x_low, x_high), (y_low, y_high)) + drawn)
+    return _svg(
+        height, "size and accuracy", _axes(height, (x_low, x_high), (y_low, y_high)) + drawn
+    )
 
 
 def _axes(height: int, xs: tuple[float, float], ys: tuple[float, float]) -> str:
@@ -103,6 +105,4 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _svg(height: int, title: str, content: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{title}">{content}</svg>'
-    )
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{title}">{content}</svg>'

@@ -1,4 +1,4 @@
-"""Writes a quantized model, its tokenizer and its report into a directory, complete or not at all."""
+"""Writes a quantized model, its tokenizer and its report into a directory, all or nothing."""
 
 import shutil
 import tempfile
@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import AutoTokenizer, PreTrainedModel
 
-from deepseek.quantization.export import export
+from deepseek.quantization.exporting import export
 from deepseek.quantization.report import QuantizationReport
 from deepseek.weights.progress import Progress
 from deepseek.weights.storage import explaining_storage_faults

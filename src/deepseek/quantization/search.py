@@ -9,6 +9,7 @@ by bisection. Weights are nested, so that trying a precision moves no data.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from deepseek.core.precision import Precision
@@ -197,7 +198,8 @@ def _by_worth(chains: list[list[Promotion]]) -> list[Promotion]:
     order: list[Promotion] = []
     while any(chains):
         best = max(
-            (chain for chain in chains if chain), key=lambda chain: chain[0].gain / chain[0].cost_bits
+            (chain for chain in chains if chain),
+            key=lambda chain: chain[0].gain / chain[0].cost_bits,
         )
         order.append(best.pop(0))
     return order
@@ -212,7 +214,7 @@ def _promotions(unit: Unit, sensitivity: Mapping[Precision, float]) -> list[Prom
             gain=sensitivity[coarser] - sensitivity.get(finer, 0.0),
             cost_bits=unit.num_weights * (BITS[finer] - BITS[coarser]),
         )
-        for coarser, finer in zip(ladder, ladder[1:], strict=False)
+        for coarser, finer in pairwise(ladder)
     ]
 
 

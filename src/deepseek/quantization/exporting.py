@@ -1,8 +1,8 @@
 """Exports a quantized model as compressed-tensors, which vLLM and stock transformers read.
 
-INT4 layers are the high plane as it is (symmetric, W4A16). INT8 layers join both planes on their one
-grid of 256 steps from -136 to 119, which that format writes as bytes with a zero point of 8. What
-was switchable is fixed then, at the precision that each layer has.
+INT4 layers are the high plane as it is (symmetric, W4A16). INT8 layers join both planes on their
+one grid of 256 steps from -136 to 119, which that format writes as bytes with a zero point of 8.
+What was switchable is fixed then, at the precision that each layer has.
 """
 
 import re
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -30,8 +29,8 @@ _FORMAT = "pack-quantized"
 def export(model: PreTrainedModel, directory: Path | str) -> None:
     """Write weights and config; the directory is made where it is absent.
 
-    Raises `InvalidQuantization` for a model that is not quantized, or a layer that the format cannot
-    hold; `ConfigurationError` where the package compressed-tensors is not installed.
+    Raises `InvalidQuantization` for a model that is not quantized, or a layer that the format
+    cannot hold; `ConfigurationError` where the package compressed-tensors is not installed.
     """
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, NestedLinear)

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import BertForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 from deepseek import load_model
 from deepseek.core.errors import ConfigurationError, InvalidQuantization, QuantizationRefused
 from deepseek.core.precision import Precision
 from deepseek.quantization import LayerRule, MixedPrecisionConfig, apply_quantization
 from deepseek.quantization.nested import NestedLinear
+from tests.tiny_models import byte_level_tokenizer
 
 INT8 = MixedPrecisionConfig()
 STRICT = MixedPrecisionConfig(attention_layers="int4", ffn_layers="int4", accuracy_threshold=1.0)
@@ -201,6 +203,18 @@ def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(
         model.apply_quantization(config, data=data)
     assert same(before, state(model))
     assert types == layer_types(model)
+
+
+def test_models_that_cannot_be_judged_are_refused(tiny_bert_dir: Path, texts: list[str]) -> None:
+    config = MixedPrecisionConfig(group_size=32)
+    regression = BertForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=1)
+    with pytest.raises(InvalidQuantization, match="ranks nothing"):
+        apply_quantization(regression, config, data=texts)
+    both = T5ForConditionalGeneration(
+        T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=512)
+    )
+    with pytest.raises(InvalidQuantization, match="encoder and a decoder"):
+        apply_quantization(both, config, data=texts, tokenizer=byte_level_tokenizer())
 
 
 def test_weights_that_are_no_numbers_are_refused(tiny_llama_dir: Path) -> None:

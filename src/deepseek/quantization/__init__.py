@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deepseek.quantization.exporting import export
     from deepseek.quantization.loader import load_model
     from deepseek.quantization.report import QuantizationReport
-    from deepseek.quantization.switching import choose_precision, set_precision
+    from deepseek.quantization.switching import set_precision
 
 __all__ = [
     "LayerRule",
@@ -29,7 +29,6 @@ __all__ = [
     "QuantizationReport",
     "SwitchPolicy",
     "apply_quantization",
-    "choose_precision",
     "export",
     "load_model",
     "set_precision",
@@ -41,7 +40,6 @@ _HOMES = {
     "QuantizationReport": "report",
     "SwitchPolicy": "config",
     "apply_quantization": "application",
-    "choose_precision": "switching",
     "export": "exporting",
     "load_model": "loader",
     "set_precision": "switching",

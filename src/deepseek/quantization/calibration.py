@@ -78,6 +78,12 @@ def prepare(texts: Texts, model: PreTrainedModel, tokenizer: Any) -> Calibration
 
     Raises `InvalidQuantization` where texts or labels do not fit the model.
     """
+    if model.config.is_encoder_decoder:
+        raise InvalidQuantization(
+            f"{type(model).__name__} has an encoder and a decoder, for which there is no measure "
+            "of accuracy; language models, classifiers and encoders can be quantized",
+            param="model",
+        )
     is_generative = model.can_generate()
     if texts.labels is not None:
         _require_labels_fit(texts.labels, model)

@@ -39,6 +39,28 @@ class SwitchPolicy(Settings):
     shed_load: bool = True
     """Whether requests run at the floor while the model's queue is under pressure; default true."""
 
+    def choose(
+        self,
+        *,
+        request_class: str | None = None,
+        num_input_tokens: int = 0,
+        is_under_pressure: bool = False,
+    ) -> Precision:
+        """Return the precision of a request that does not name one itself.
+
+        FP16 stands for what each layer was given.
+        """
+        is_long = self.long_input_tokens is not None and num_input_tokens >= self.long_input_tokens
+        if is_long or (is_under_pressure and self.shed_load):
+            return self.floor
+        wanted = self.by_class.get(request_class or "", Precision.FP16)
+        return self.floor if lower_of(wanted, self.floor) is wanted else wanted
+
+
+def lower_of(left: Precision, right: Precision) -> Precision:
+    """Return the coarser of two precisions."""
+    return min(left, right, key=list(Precision).index)
+
 
 def _policy_of(value: Any) -> Any:
     if isinstance(value, bool):

@@ -57,6 +57,12 @@ class Yardstick:
         self._is_generative = model.can_generate()
         self.num_predictions = sum(len(scores) for scores in self._scores)
         self.metric = self._metric(wanted, is_ranked=any(answer.is_ranked for answer in answers))
+        if self.metric is not Metric.COSINE and self._scores[0].shape[-1] < 2:
+            raise InvalidQuantization(
+                f"{type(model).__name__} has one label and ranks nothing; models that choose "
+                "between answers can be judged",
+                param="model",
+            )
         if not all(bool(torch.isfinite(scores).all()) for scores in self._scores):
             raise InvalidQuantization(
                 "the float model's own scores are infinite or no numbers on the calibration data; "

@@ -279,3 +279,28 @@ def test_an_accuracy_out_of_reach_is_refused_with_the_report_and_changes_nothing
 def test_a_source_that_is_nowhere_is_named(source: str) -> None:
     with pytest.raises(ConfigurationError, match=source):
         load_model(source)
+
+
+def test_other_int4_algorithms_choose_other_weights_and_gptq_nearer_ones(
+    tiny_llama_dir: Path, texts: list[str]
+) -> None:
+    """Half-quadratic int4 is for heavy tails, which random weights do not have."""
+    found = {}
+    for algorithm in ("rounding", "hqq", "gptq"):
+        config = MixedPrecisionConfig(
+            attention_layers="int4", ffn_layers="int4", int4_algorithm=algorithm
+        )
+        report = load_model(tiny_llama_dir).apply_quantization(config, data=texts)
+        found[algorithm] = report.accuracy.divergence
+    assert len(set(found.values())) == 3
+    assert found["gptq"] < 0.8 * found["rounding"]
+    assert found["hqq"] < 2 * found["rounding"]
+
+
+def test_gptq_needs_enough_text_to_learn_from(tiny_llama_dir: Path, texts: list[str]) -> None:
+    model = load_model(tiny_llama_dir)
+    before = state(model)
+    config = MixedPrecisionConfig(int4_algorithm="gptq")
+    with pytest.raises(ConfigurationError, match="calibration gave .* 128 inputs"):
+        model.apply_quantization(config, data=[text * 3 for text in texts[:8]])
+    assert same(before, state(model))

@@ -75,6 +75,7 @@ def apply_quantization(
             config=config,
             search=Yardstick(model, parts.search),
             held_out=held_out,
+            calibration=parts.calibration,
             progress=progress,
         )
         units = units_of(layers, assignment)

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from deepseek.core.precision import Precision
+from deepseek.quantization.calibration import Part
 from deepseek.quantization.config import MixedPrecisionConfig
 from deepseek.quantization.editing import ModelEdit
 from deepseek.quantization.fidelity import Fidelity, Yardstick
+from deepseek.quantization.layer_weights import matrix_of, nested_layers
 from deepseek.quantization.layers import Layer
-from deepseek.quantization.nested import NestedLinear, pack, unpack
+from deepseek.quantization.nested import NestedLinear, unpack
 from deepseek.quantization.search import Unit
 from deepseek.weights.progress import Progress
 
@@ -38,6 +39,7 @@ class LayerBoard:
         config: MixedPrecisionConfig,
         search: Yardstick,
         held_out: Yardstick,
+        calibration: Part,
         progress: Progress,
     ) -> None:
         """Build the nested forms from the float weights, then convert the model to 16 bits."""
@@ -45,12 +47,12 @@ class LayerBoard:
         self._search, self._held_out = search, held_out
         self._assignment = assignment
         # The edit keeps the same tensors, so that these cost nothing.
-        self._float = {layer.name: _matrix(layer.module) for layer in layers}
+        self._float = {layer.name: matrix_of(layer.module) for layer in layers}
         quantized = [layer for layer in layers if assignment[layer.name] is not Precision.FP16]
         progress.stage("packing weights", total=len(quantized))
         self._nested: dict[str, NestedLinear] = {}
-        for layer in quantized:
-            self._nested[layer.name] = _nested(layer, config)
+        for name, nested in nested_layers(edit.model, quantized, config=config, part=calibration):
+            self._nested[name] = nested
             progress.advance()
         edit.convert_to_16_bits()
         for name, nested in self._nested.items():
@@ -98,7 +100,7 @@ class LayerBoard:
             weight = unpack(module.weights(), precision)
         else:
             precision = Precision.FP16
-            weight = _matrix(module).float()
+            weight = matrix_of(module).float()
         norm = reference.norm().item()
         return LayerState(
             precision=precision,
@@ -132,21 +134,8 @@ def module_bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _nested(layer: Layer, config: MixedPrecisionConfig) -> NestedLinear:
-    bias = getattr(layer.module, "bias", None)
-    weights = pack(_matrix(layer.module), group=config.group_size)
-    return NestedLinear.from_weights(weights, bias)
-
-
 def _adopt_bias(nested: NestedLinear, linear: nn.Module) -> None:
     """Give the nested layer the bias in 16 bits, as it will be saved and loaded."""
     if linear.bias is not None:
         nested.bias = linear.bias.detach().clone()
         nested.refresh()
-
-
-def _matrix(module: nn.Module) -> torch.Tensor:
-    """Return a layer's weight as (outputs, inputs); that of other modules as it is."""
-    weight = next(iter(module.parameters(recurse=False)))
-    weight = getattr(module, "weight", weight).detach()
-    return weight.T.contiguous() if isinstance(module, Conv1D) else weight

@@ -26,8 +26,10 @@ MAX_TOKENS = 256
 """Longer texts are cut; longer runs of text are taken apart."""
 MAX_ROWS = 1024
 """Most texts of a part that are used; sensitivity settles long before."""
-MAX_PART_TOKENS = 2048
-"""Most tokens of a language model's part: its reference scores are kept, a vocabulary each."""
+MAX_JUDGED_TOKENS = 2048
+"""Most tokens that a language model is judged on: its scores are kept, a vocabulary for each."""
+MAX_CALIBRATION_TOKENS = 65_536
+"""Most tokens that INT4 algorithms learn from, of which only sums are kept."""
 BATCH_ROWS = 8
 _SEED = 0
 
@@ -59,6 +61,8 @@ class CalibrationData:
 
     search: Part
     held_out: Part
+    calibration: Part
+    """The search part's texts once more, as many of them as INT4 algorithms can use."""
     source: str
 
 
@@ -92,12 +96,25 @@ def prepare(texts: Texts, model: PreTrainedModel, tokenizer: Any) -> Calibration
     order = list(range(len(texts.texts)))
     random.Random(_SEED).shuffle(order)  # noqa: S311 - a repeatable order, not a secret
     num_search = max(1, math.floor(SEARCH_SHARE * len(order)))
-    chosen = (order[:num_search], order[num_search:])
-    cut = _running_text if is_generative else _rows
-    search, held_out = (
-        cut(texts, indices, tokenizer=tokenizer, max_tokens=max_tokens) for indices in chosen
+    searched, judged = order[:num_search], order[num_search:]
+    if not is_generative:
+        search = _rows(texts, searched, tokenizer=tokenizer, max_tokens=max_tokens)
+        held_out = _rows(texts, judged, tokenizer=tokenizer, max_tokens=max_tokens)
+        return CalibrationData(
+            search=search, held_out=held_out, calibration=search, source=texts.source
+        )
+
+    def cut(indices: Sequence[int], limit: int) -> Part:
+        return _running_text(
+            texts, indices, tokenizer=tokenizer, max_tokens=max_tokens, limit=limit
+        )
+
+    return CalibrationData(
+        search=cut(searched, MAX_JUDGED_TOKENS),
+        held_out=cut(judged, MAX_JUDGED_TOKENS),
+        calibration=cut(searched, MAX_CALIBRATION_TOKENS),
+        source=texts.source,
     )
-    return CalibrationData(search=search, held_out=held_out, source=texts.source)
 
 
 def _require_labels_fit(labels: Sequence[int], model: PreTrainedModel) -> None:
@@ -171,10 +188,12 @@ def _json_item(line: str, place: str) -> tuple[str, int | None]:
         ) from error
 
 
-def _running_text(texts: Texts, indices: Sequence[int], *, tokenizer: Any, max_tokens: int) -> Part:
+def _running_text(
+    texts: Texts, indices: Sequence[int], *, tokenizer: Any, max_tokens: int, limit: int
+) -> Part:
     """Join the texts and cut them into sequences of one length: no padding, long contexts."""
     joined = "\n\n".join(texts.texts[index] for index in indices)
-    ids = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"][:MAX_PART_TOKENS]
+    ids = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"][:limit]
     length = min(max_tokens, len(ids)) or 1
     rows = torch.tensor(ids[: len(ids) // length * length]).long().reshape(-1, length)
     return Part(

@@ -101,7 +101,7 @@ template <Mode M, int MaxRows, int R, int N, class T>
 void multiply_part(const Quantised& inputs, int64_t part, const NestedPlanes& weights, int64_t tile,
                    BothAhead ahead, T* out) {
     if constexpr (R <= MaxRows) {
-        float sums[R * N * kTile];
+        alignas(64) float sums[R * N * kTile];
         multiply_tile<M, R, N>(inputs.part(part), weights, tile, ahead, sums);
         write_sums(sums, inputs.order + inputs.parts.first_row(part), R, tile, N, weights, out);
     }

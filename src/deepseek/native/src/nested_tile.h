@@ -26,4 +26,7 @@ struct BothAhead {
     Ahead high, low;
 };
 
+// Products count the high nibble 16 times; its scale is that of the nibble.
+constexpr float kHighUnit = 1.0f / 16.0f;
+
 inline vfloat load_scales(const uint16_t* from) { return load(reinterpret_cast<const bf16*>(from)); }

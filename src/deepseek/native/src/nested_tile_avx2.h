@@ -8,11 +8,11 @@
 
 #include "nested_tile.h"
 
-constexpr int kRows = 4;
-constexpr int kTiles = 1;
-constexpr int kFewRows = 3;
-constexpr int kManyTiles = 1;
+constexpr int kRows = 4;  // rows of a register tile, for few rows and many, in every mode
+constexpr int kFewRows = 4;
 constexpr int kResidualRows = 4;
+constexpr int kTiles = 1;
+constexpr int kManyTiles = 1;
 
 constexpr int kOctetsInShorts = 4;  // before sums of 16 bits are added to those of 32
 constexpr int kHalf = 8;            // outputs of a vector
@@ -21,14 +21,24 @@ inline __m256i read(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
 
-// The low nibbles of bytes as signed bytes; `first` is what the nibble 0 stands for: 0 (two's
-// complement) or -8.
-inline __m256i signed_nibbles(__m256i bytes, bool is_biased) {
-    const __m256i complement = _mm256_broadcastsi128_si256(
+// The lower nibbles of bytes, two's complement, as signed bytes.
+inline __m256i signed_nibbles(__m256i bytes) {
+    const __m256i values = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1));
+    return _mm256_shuffle_epi8(values, _mm256_and_si256(bytes, _mm256_set1_epi8(0x0f)));
+}
+
+// The same for nibbles that 8 was added to.
+inline __m256i biased_nibbles(__m256i bytes) {
     const __m256i nibbles = _mm256_and_si256(bytes, _mm256_set1_epi8(0x0f));
-    return is_biased ? _mm256_sub_epi8(nibbles, _mm256_set1_epi8(8))
-                     : _mm256_shuffle_epi8(complement, nibbles);
+    return _mm256_sub_epi8(nibbles, _mm256_set1_epi8(8));
+}
+
+// Upper nibbles of the low plane, of which a byte holds its neighbour's, moved down and home.
+inline __m256i turned(__m256i bytes) {
+    const __m256i homes = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(3, 0, 1, 2, 7, 4, 5, 6, 11, 8, 9, 10, 15, 12, 13, 14));
+    return _mm256_srli_epi16(_mm256_shuffle_epi8(bytes, homes), 4);
 }
 
 // Sums of R rows and 8 outputs: 16 bits wide for a few octets, then 32.
@@ -83,13 +93,13 @@ void multiply_half(const Activations& inputs, const NestedPlanes& weights, int64
             const uint8_t* b = a + R * 4;
             if (half == 0) ahead.high.fetch();
             const __m256i h = read(high);
-            highs.add(a, signed_nibbles(_mm256_srli_epi16(h, 4), false));
-            highs.add(b, signed_nibbles(h, false));
+            highs.add(a, signed_nibbles(_mm256_srli_epi16(h, 4)));
+            highs.add(b, signed_nibbles(h));
             if constexpr (kReadsLow) {
                 if (half == 0) ahead.low.fetch();
                 const __m256i l = read(low);
-                lows.add(a, signed_nibbles(l, true));
-                lows.add(b, signed_nibbles(_mm256_srli_epi16(l, 4), true));
+                lows.add(a, biased_nibbles(l));
+                lows.add(b, biased_nibbles(turned(l)));
             }
             if (k % kOctetsInShorts == kOctetsInShorts - 1) {
                 highs.widen();
@@ -97,7 +107,7 @@ void multiply_half(const Activations& inputs, const NestedPlanes& weights, int64
             }
         }
         const int64_t at = (tile * inputs.groups + g) * kTile + half * kHalf;
-        const vfloat scale = load_scales(weights.scales + at) * 0.0625f;
+        const vfloat scale = load_scales(weights.scales + at) * kHighUnit;
         const int32_t* zeros = inputs.zeros + g * R;
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {

@@ -18,8 +18,8 @@ def high_plane(values: torch.Tensor) -> torch.Tensor:
 
 def low_plane(values: torch.Tensor) -> torch.Tensor:
     """Return the same for the low plane, whose nibbles lie the other way round."""
-    first, second = _halves(values)
-    return ((second + _BIAS) << 4 | first + _BIAS).view(torch.uint8)
+    first, second = _halves(values + _BIAS)
+    return (second.roll(-1, dims=3) << 4 | first).view(torch.uint8)
 
 
 def high_nibbles(plane: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,8 @@ def high_nibbles(plane: torch.Tensor) -> torch.Tensor:
 
 def low_nibbles(plane: torch.Tensor) -> torch.Tensor:
     """Return the same for a low plane."""
-    return torch.stack((plane & 15, plane >> 4), dim=2).view(torch.int8) - _BIAS
+    second = (plane >> 4).roll(1, dims=3)
+    return torch.stack((plane & 15, second), dim=2).view(torch.int8) - _BIAS
 
 
 def matrix(nibbles: torch.Tensor, *, out_features: int) -> torch.Tensor:

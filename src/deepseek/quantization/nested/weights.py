@@ -14,7 +14,7 @@ from deepseek.core.errors import ConfigurationError, CorruptWeights
 TILE = 16
 """Outputs of a tile."""
 TILE_INPUTS = 8
-"""Inputs of a tile, which fills a cache line of each plane with its 128 nibbles."""
+"""Inputs of a tile, that fills a cache line of each plane with its 128 nibbles."""
 GROUPS = (32, 64, 128)
 """Group sizes of the format. 64 is the default and what accuracy and speed were measured with."""
 
@@ -30,8 +30,9 @@ class NestedWeights:
     """(tiles, inputs / 8, 16, 4) uint8: the high nibble of a byte is for input i, the low one for
     input i + 4 of the tile's eight, as two's complement."""
     low: torch.Tensor | None
-    """The same shape, or None while only INT4 is at hand. Here the *low* nibble is for input i, and
-    8 is added to every nibble: what makes `16 * high + low + 8` one selection of bits."""
+    """The same shape, or None while only INT4 is at hand. Here 8 is added to every nibble, the low
+    nibble of a byte is for input i, and the high one for the input behind i + 4, in the ring of
+    four that a 32-bit word holds. `16 * high + low + 8` is then a selection of bits and a turn."""
     scale: torch.Tensor
     """(tiles, groups, 16) bfloat16."""
     low_scale: torch.Tensor | None = None

@@ -1,0 +1,1 @@
+"""Measures of `precision`: kernels beside others, and what precision costs in quality."""

@@ -19,6 +19,7 @@ from deepseek.core.yaml_document import Fault, KeyPath, YamlDocument, read_yaml
 from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.settings import GatewaySettings
 from deepseek.scheduling.sharing.registry import step_policy_names
+from deepseek.serving.key_faults import key_faults
 from deepseek.serving.qos_faults import qos_faults
 from deepseek.serving.residency_faults import preloading_faults, residency_faults
 from deepseek.serving.settings import ModelName, ModelSettings
@@ -164,6 +165,7 @@ def _cross_faults(data: Any) -> list[tuple[KeyPath, str]]:
         found += [(("models", name, *place), text) for place, text in _adapter_faults(name, models)]
     found += [(("models", *place), text) for place, text in qos_faults(models, pools)]
     found += [(("models", *place), text) for place, text in residency_faults(models)]
+    found += [(("models", *place), text) for place, text in key_faults(models)]
     found += [(("pools", *place), text) for place, text in preloading_faults(pools)]
     for name, settings in pools.items():
         key = spelling_of(settings, "step_policy")

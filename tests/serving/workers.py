@@ -24,6 +24,8 @@ async def running_platform(
     policy: RestartPolicy | None = None,
     weights_bytes: int | None = None,
     preload_bytes_per_s: int = 0,
+    device: str = "cpu",
+    host_weights_bytes: int = 0,
 ) -> AsyncIterator[Platform]:
     """Start one worker with these models and stop it afterwards."""
     directories = {name: open_model_directory(path) for name, path in models.items()}
@@ -39,18 +41,21 @@ async def running_platform(
             qos=given[name].to_qos(),
             keep_alive_s=given[name].keep_alive,
             min_resident=given[name].min_resident,
+            verify=given[name].verify,
+            key=given[name].to_key(),
         )
         for name, directory in directories.items()
     ]
     spec = WorkerSpec(
         pool="default",
         socket_path="",
-        device="cpu",
+        device=device,
         models=specs,
         num_threads=1,
         kv_cache_bytes=64 << 20,
         snapshot_interval_s=0.05,
         weights_bytes=weights_bytes,
+        host_weights_bytes=host_weights_bytes,
         preload_bytes_per_s=preload_bytes_per_s,
     )
     replica = Replica(spec, policy or RestartPolicy())

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from deepseek.engine.base import BeforePiece
 from deepseek.engine.batch import StepBatch
 from deepseek.engine.batch_scheduler import Part
 from deepseek.engine.kv_storage import KVStorage
@@ -49,8 +50,16 @@ class Runner(Protocol):
         """Give back their device memory, what the weights hold being kept; no step may run."""
         ...
 
-    def wake(self) -> None:
-        """Bring them back, attention state blank; raises `torch.OutOfMemoryError`, parked still."""
+    def wake(self, before_piece: BeforePiece) -> None:
+        """Bring them back, attention state blank.
+
+        `before_piece` is told the size of each piece of weights before it is copied, and may wait
+        or raise. Raises that, and `torch.OutOfMemoryError`; parked still then.
+        """
+        ...
+
+    def drop_host_copy(self) -> None:
+        """Stay on the device from now on (`can_park` is False) and need the host no more."""
         ...
 
     def close(self) -> None:
@@ -82,7 +91,10 @@ class CpuRunner:
     def park(self) -> None:
         """Do nothing: the device's memory is the host's."""
 
-    def wake(self) -> None:
+    def wake(self, before_piece: BeforePiece) -> None:
+        """Do nothing."""
+
+    def drop_host_copy(self) -> None:
         """Do nothing."""
 
     def close(self) -> None:

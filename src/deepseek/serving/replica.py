@@ -51,7 +51,7 @@ from deepseek.core.wire import (
 )
 from deepseek.serving.adapters import AdapterRoster
 from deepseek.serving.kept_decisions import KeptDecisions
-from deepseek.serving.worker_process import WorkerDied, WorkerProcess, start_worker
+from deepseek.serving.worker_process import WorkerDied, WorkerLauncher, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class RestartPolicy:
     start_timeout_s: float = 600.0
     max_restarts: int = 5
     backoff_s: float = 0.5
+    stands_by: bool = False
+    """Whether a process that has imported its libraries waits to follow the worker."""
 
 
 _Request = GenerateRequest | EncodeRequest | LoadAdapter | DropAdapter | Configure
@@ -116,6 +118,8 @@ class Replica:
         self._observer = observer
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
+        self._launcher = WorkerLauncher(spec.python, stands_by=policy.stands_by)
+        self._standing_by: asyncio.Task[None] | None = None
         self._worker: WorkerProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._first_ready: asyncio.Future[None] | None = None
@@ -140,6 +144,11 @@ class Replica:
     def pid(self) -> int | None:
         """The worker's process id, while there is one."""
         return None if self._worker is None else self._worker.pid
+
+    @property
+    def standby_pid(self) -> int | None:
+        """The process that would follow the worker, where one stands by."""
+        return self._launcher.standby_pid
 
     @property
     def qos(self) -> dict[str, QoS]:
@@ -180,6 +189,9 @@ class Replica:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):
                 await self._supervisor
+        if self._standing_by is not None:
+            await self._standing_by
+        await self._launcher.close()
         self._fail_all(Draining("the platform is shutting down"))
 
     def next_id(self) -> int:
@@ -326,7 +338,7 @@ class Replica:
 
     async def _start_once(self) -> WorkerProcess | None:
         try:
-            return await start_worker(self.adapters.applied_to(self._spec))
+            return await self._launcher.launch(self.adapters.applied_to(self._spec))
         except WorkerDied as error:
             logger.error("pool %s: %s", self.pool, error)
             self.reason = str(error)
@@ -416,6 +428,7 @@ class Replica:
             self._send(pending.request)
         if self._first_ready is not None and not self._first_ready.done():
             self._first_ready.set_result(None)
+        self._standing_by = asyncio.create_task(self._launcher.stand_by())
 
     def _deliver(self, request_id: int, item: _Answer) -> None:
         """Hand an item over; late items of withdrawn requests are dropped."""

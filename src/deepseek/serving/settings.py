@@ -1,7 +1,7 @@
 """Settings of one served model (section `models` of the file)."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from deepseek.core.settings import (
     PartOfWhole,
     Settings,
 )
+from deepseek.core.wire import KeySpec
 
 ModelName = Annotated[
     str,
@@ -102,6 +103,15 @@ class ModelSettings(Settings):
     keep_alive: OptionalDurationSeconds = Field(default=None, gt=0)
     """Time without a request after which a model with `min_resident: 0` leaves memory, weights and
     attention state; default: it stays until another one needs the room."""
+    verify: Literal["once", "always", "never"] = "once"
+    """When weights in the chunk store are compared with their digests: `once` (default; the first
+    time that the worker reads them), `always` (each time), or `never` (what the disk returns is
+    believed). Without effect on weights outside the store, which have no digests."""
+    key: dict[str, Any] | None = None
+    """Where the worker finds the key of sealed weights: one of `file: PATH` (relative to the
+    deployment file), `env: NAME`, `command: [PROGRAM, ...]`, or a name from the entry-point group
+    `deepseek.key_sources` and what it needs. Weights that are not sealed are refused then.
+    Default: none."""
     qos: QosSettings = Field(default_factory=QosSettings)
     """Promises and batching; default: none, batches by deadline slack."""
     decisions_kept: int = Field(default=256, ge=1, le=65536)
@@ -124,6 +134,13 @@ class ModelSettings(Settings):
     ranks of all that are loaded."""
     max_adapter_rank: int = Field(default=64, ge=1, le=1024)
     """Largest LoRA rank an adapter may have; default 64."""
+
+    def to_key(self) -> KeySpec | None:
+        """Return where the worker finds the key; `key_faults` has found one place."""
+        if self.key is None:
+            return None
+        ((source, argument),) = self.key.items()
+        return KeySpec(source=source, argument=argument)
 
     def to_qos(self) -> QoS:
         """Return what policies read."""

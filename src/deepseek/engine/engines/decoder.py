@@ -20,7 +20,7 @@ from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, FinishReason
 from deepseek.core.wire import Failed, TokenDelta
 from deepseek.engine.adapters import AdapterSet
-from deepseek.engine.base import Output, Request, StepReport
+from deepseek.engine.base import BeforePiece, Output, Request, StepReport, at_once
 from deepseek.engine.batch_scheduler import BatchScheduler, Part
 from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.request_checks import check_generation
@@ -71,6 +71,7 @@ class DecoderEngine:
         self._in_flight: PendingStep | None = None
         self._qos = QoS()
         self._found_no_memory = False
+        self._is_parked = False
         self.last_step: StepReport | None = None
 
     @property
@@ -125,6 +126,8 @@ class DecoderEngine:
 
     def step(self, plan: StepPlan | None = None) -> list[Output]:
         """Run one mixed batch, or start it and return what the one before it produced."""
+        if self._is_parked:
+            raise RuntimeError(f"model {self.name!r} is parked; wake it before its next step")
         self.last_step = None
         self._found_no_memory = False
         if self._in_flight is not None and self._must_wait():
@@ -176,22 +179,25 @@ class DecoderEngine:
 
     @property
     def can_park(self) -> bool:
-        """Whether the model can leave the device for the host's memory: see `park`."""
+        """Whether the model can leave the device: see `deepseek.engine.base.Parkable`."""
         return self._runner.can_park
 
     def park(self) -> None:
-        """Leave the device, where nothing is to be done; `wake` before the next step."""
+        """Leave the device, cached prefixes forgotten; raises `RuntimeError` beside work."""
         if self.has_work:
             raise RuntimeError(f"model {self.name!r} has work and cannot leave the device")
         self._scheduler.pool.forget()
         self._runner.park()
+        self._is_parked = True
 
-    def wake(self) -> None:
-        """Come back; raises `torch.OutOfMemoryError` where there is no room, and nothing changes.
+    def wake(self, before_piece: BeforePiece = at_once) -> None:
+        """Come back; the copy of the weights is queued before what this thread does next."""
+        self._runner.wake(before_piece)
+        self._is_parked = False
 
-        Returns when the copy of the weights has been queued; steps wait for it on the device.
-        """
-        self._runner.wake()
+    def drop_host_copy(self) -> None:
+        """Stay on the device from now on."""
+        self._runner.drop_host_copy()
 
     def close(self) -> None:
         """Forget all requests, weights and adapters."""
@@ -204,6 +210,11 @@ class DecoderEngine:
     def warm_up(self) -> None:
         """Read the tokenizer, which constrained requests need and others do not."""
         self._grammars.warm_up()
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters that take requests."""
+        return self._adapters.names
 
     def prepare_adapter(self, name: str, path: Path) -> Callable[[], None]:
         """Read a LoRA adapter; see `deepseek.engine.base.AdapterHost`."""

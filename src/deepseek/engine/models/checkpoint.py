@@ -10,6 +10,7 @@ from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.configs import read_config
 from deepseek.engine.models.projection import Projection
 from deepseek.engine.models.tensor_source import TensorSource, open_source
+from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
 
 class Checkpoint:
@@ -23,10 +24,12 @@ class Checkpoint:
         device: str,
         linear_factory: LinearFactory = make_linear,
         source: TensorSource | None = None,
+        reading: Reading = DEFAULT_READING,
     ) -> None:
         """Open the weights; tensors are read when asked for, layers made by `linear_factory`.
 
-        `source`: where tensors come from, if not from the directory.
+        `source`: where tensors come from, if not from the directory; `reading`: how chunks are
+        checked and opened.
         """
         self._linear_factory = linear_factory
         self.projections: list[Projection] = []
@@ -37,7 +40,7 @@ class Checkpoint:
         self.config: Any = read_config(path)
         """Of the family's own class in `deepseek.engine.models.configs`."""
         self.architecture: str = self.config.architecture
-        self.source: TensorSource = open_source(path) if source is None else source
+        self.source: TensorSource = open_source(path, reading) if source is None else source
 
     def has(self, name: str) -> bool:
         """Say whether a tensor of this name exists."""

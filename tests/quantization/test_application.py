@@ -301,6 +301,6 @@ def test_gptq_needs_enough_text_to_learn_from(tiny_llama_dir: Path, texts: list[
     model = load_model(tiny_llama_dir)
     before = state(model)
     config = MixedPrecisionConfig(int4_algorithm="gptq")
-    with pytest.raises(ConfigurationError, match="calibration gave .* 128 inputs"):
+    with pytest.raises(ConfigurationError, match=r"calibration gave .* 128 inputs"):
         model.apply_quantization(config, data=[text * 3 for text in texts[:8]])
     assert same(before, state(model))

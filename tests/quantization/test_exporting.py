@@ -45,7 +45,7 @@ def with_dense_weights(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("group_size", [32, 64])
-@pytest.mark.filterwarnings("default")  # of a library that is not ours
+@pytest.mark.filterwarnings("ignore")  # of a library that is not ours
 def test_stock_transformers_reads_int4_layers_bit_for_bit(
     tiny_llama_dir: Path, texts: list[str], tmp_path: Path, group_size: int
 ) -> None:
@@ -61,7 +61,7 @@ def test_stock_transformers_reads_int4_layers_bit_for_bit(
     assert torch.equal(logits(other), logits(with_dense_weights(model)))
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_stock_transformers_reads_int8_layers_bit_for_bit(
     tiny_llama_dir: Path, texts: list[str], tmp_path: Path
 ) -> None:
@@ -98,7 +98,7 @@ def test_every_layer_of_a_mixed_export_unpacks_to_its_own_weights(
     assert len(nested) == 15
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_biases_are_exported(tiny_qwen2_dir: Path, texts: list[str], tmp_path: Path) -> None:
     model = load_model(tiny_qwen2_dir)
     model.apply_quantization(

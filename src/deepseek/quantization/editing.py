@@ -56,7 +56,7 @@ class ModelEdit:
 def editing(model: PreTrainedModel) -> Iterator[ModelEdit]:
     """Yield the edit of a model in evaluation mode; any error takes it back."""
     edit = ModelEdit(model)
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield edit
@@ -64,7 +64,9 @@ def editing(model: PreTrainedModel) -> Iterator[ModelEdit]:
         edit.take_back()
         raise
     finally:
-        model.train(was_training)
+        model.train(modes[0][1])  # what is new follows the model as a whole
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def resident_bytes(model: nn.Module) -> int:

@@ -15,10 +15,10 @@ SHAPES = ((576, 576), (3072, 576), (576, 1536), (49152, 576), (8192, 2048))
 """(outputs, inputs): SmolLM2-135M's, and one of a model of billions."""
 ROWS = (1, 8, 16, 64)
 THREADS = (1, 2)
-_MEMORY_BYTES = 96 * 2**20
+_MEMORY_BYTES = 48 * 2**20
 """Weights that a contestant goes round, more than caches hold, counted at four bits each."""
 _MOST_COPIES = 100
-_TURN_S = 0.15
+_TURN_S = 0.08
 """Time for each contestant at each number of rows."""
 
 Times = dict[tuple[int, int], dict[str, float]]

@@ -24,7 +24,7 @@ from precision_measures.rotated import rotated_model
 
 GROUP = 64
 _WINDOW = 256
-_CALIBRATION_WINDOWS, _TEST_WINDOWS = 32, 12
+_CALIBRATION_WINDOWS, _TEST_WINDOWS = 32, 8
 
 Weights = dict[str, torch.Tensor]
 

@@ -17,8 +17,12 @@ from deepseek.core.requests import Task
 from deepseek.core.wire import ModelSpec, Ready, WorkerSpec
 from deepseek.deployment_file import DeploymentFile
 from deepseek.serving.settings import ModelSettings
-from deepseek.serving.worker_process import WorkerDied, start_worker
+from deepseek.serving.worker_process import WorkerDied, WorkerLauncher, WorkerProcess
 from deepseek.weights.progress import SilentProgress
+
+
+async def _launched(spec: WorkerSpec) -> WorkerProcess:
+    return await WorkerLauncher(spec.python).launch(spec)
 
 
 def interpreter(path: Path, *options: str) -> Path:
@@ -125,7 +129,7 @@ async def test_a_worker_runs_under_an_interpreter_that_does_not_have_the_package
             (libraries / name).symlink_to(Path(pytest.__file__).parents[1] / name)
     monkeypatch.setenv("PYTHONPATH", str(libraries))
     model = ModelSpec(name="m", path=str(tiny_llama_dir), task=Task.GENERATE, dtype="float32")
-    worker = await start_worker(worker_spec(interpreter(tmp_path / "python", "-S"), [model]))
+    worker = await _launched(worker_spec(interpreter(tmp_path / "python", "-S"), [model]))
     try:
         ready = await anext(aiter(worker.events()))
     finally:
@@ -140,10 +144,10 @@ async def test_an_environment_without_the_workers_needs_is_told_which(
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     with pytest.raises(WorkerDied, match="status 1"):
-        await start_worker(worker_spec(interpreter(tmp_path / "python", "-S"), []))
+        await _launched(worker_spec(interpreter(tmp_path / "python", "-S"), []))
     assert "-m pip install msgspec" in capfd.readouterr().err
 
 
 async def test_a_program_that_cannot_be_started_is_a_worker_that_died(tmp_path: Path) -> None:
     with pytest.raises(WorkerDied, match="cannot be started"):
-        await start_worker(worker_spec(tmp_path / "gone", []))
+        await _launched(worker_spec(tmp_path / "gone", []))

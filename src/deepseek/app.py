@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from deepseek.administration import LiveDeployment
 from deepseek.core.errors import (
@@ -39,6 +40,7 @@ from deepseek.gateway.server import Gateway, bind
 from deepseek.serving.deployments import Deployment, Generator
 from deepseek.serving.encoders import EncoderDeployment
 from deepseek.serving.platform import Platform
+from deepseek.serving.precision_faults import check_engine_switches
 from deepseek.serving.qos_faults import check_engine_takes_qos
 from deepseek.serving.replica import Observer, Replica, RestartPolicy, WorkerState
 from deepseek.serving.residency_faults import check_engine_lets_go
@@ -146,6 +148,7 @@ def find_model(
     _check_task(name, settings, directory)
     check_engine_takes_qos(name, settings, directory)
     check_engine_lets_go(name, settings, directory)
+    check_engine_switches(name, settings, directory)
     _check_adapters(name, settings, directory, base_dir=base_dir)
     return directory
 
@@ -202,6 +205,7 @@ def with_absolute_paths(file: DeploymentFile, *, base_dir: Path) -> DeploymentFi
             update={
                 "adapters": {key: absolute(path) for key, path in settings.adapters.items()},
                 "adapter_dirs": [absolute(path) for path in settings.adapter_dirs],
+                "key": _with_absolute_path(settings.key, absolute),
             }
         )
         for name, settings in file.models.items()
@@ -217,6 +221,12 @@ def with_absolute_paths(file: DeploymentFile, *, base_dir: Path) -> DeploymentFi
         for name, settings in file.pools.items()
     }
     return file.model_copy(update={"models": models, "pools": pools})
+
+
+def _with_absolute_path(
+    key: dict[str, Any] | None, absolute: Callable[[str], str]
+) -> dict[str, Any] | None:
+    return {**key, "file": absolute(key["file"])} if key and "file" in key else key
 
 
 def build_platform(
@@ -339,6 +349,8 @@ def _worker_spec(
             max_adapter_rank=model.max_adapter_rank,
             keep_alive_s=model.keep_alive,
             min_resident=model.min_resident,
+            verify=model.verify,
+            key=model.to_key(),
         )
         for name, model in file.models.items()
         if model.pool == pool
@@ -353,6 +365,7 @@ def _worker_spec(
         kv_cache_bytes=settings.kv_cache_bytes,
         memory_utilization=settings.memory_utilization,
         weights_bytes=settings.weights_bytes,
+        host_weights_bytes=settings.host_weights_bytes,
         preloading=settings.preloading,
         preload_bytes_per_s=settings.preload_bytes_per_s,
         max_step_tokens=settings.max_step_tokens,
@@ -384,6 +397,7 @@ def _restart_policy(settings: PoolSettings) -> RestartPolicy:
         start_timeout_s=settings.start_timeout_s,
         max_restarts=settings.max_restarts,
         backoff_s=settings.restart_backoff_s,
+        stands_by=settings.standby_worker,
     )
 
 

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 from deepseek.cli.main import main
+from deepseek.weights.store.keys.registry import make_key_source
+from deepseek.weights.store.manifest import read_manifest
+from deepseek.weights.store.reader import open_model
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +122,59 @@ def test_only_chunks_can_be_verified(
 def test_chunks_need_a_path(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "add", "smollm2-135m", "--chunks"]) == 2
     assert "--chunks needs --path" in capsys.readouterr().err
+
+
+def test_weights_can_be_sealed(
+    tiny_llama_dir: Path,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TEAM_KEY", "ab" * 32)
+    add = ["models", "add", "--chunks", "--path", str(tiny_llama_dir), "--seal-with"]
+    assert main([*add, "env:TEAM_KEY", "one"]) == 0
+    assert main([*add, f"command:echo {'ab' * 32}", "--key-id", "team-a", "two"]) == 0
+    for name, key_id in {"one": "one", "two": "team-a"}.items():
+        sealing = read_manifest(home / "models" / name).sealing
+        assert sealing is not None
+        assert sealing.key_id == key_id
+    reader = open_model(home / "models" / "two", keys=make_key_source("env", "TEAM_KEY"))
+    name = "model.embed_tokens.weight"
+    place = reader.image.tensors[name]
+    plain = load_file(tiny_llama_dir / "model.safetensors")[name]
+    assert bytes(reader.map()[place.start : place.end]) == plain.tobytes()
+    capsys.readouterr()
+    assert main(["models", "verify"]) == 0
+    assert capsys.readouterr().out == "one: intact\ntwo: intact\n", "no key is needed for it"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seal-with", "env:TEAM_KEY"], "--seal-with needs --chunks"),
+        (["--chunks", "--key-id", "a"], "--key-id needs --seal-with"),
+        (["--chunks", "--seal-with", "env:NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
+        (["--chunks", "--seal-with", "vault:a"], "'vault' is unknown; known: command, env, file"),
+        (["--chunks", "--seal-with", "abcdef"], "is unknown; known: command, env, file"),
+    ],
+)
+def test_what_does_not_seal_is_said_before_anything_is_stored(
+    options: list[str],
+    words: str,
+    tiny_llama_dir: Path,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TEAM_KEY", "ab" * 32)
+    command = ["models", "add", "mine", "--path", str(tiny_llama_dir), *options]
+    try:
+        status: object = main(command)
+    except SystemExit as refusal:  # argparse's own
+        status = refusal.code
+    assert status == 2
+    assert words in capsys.readouterr().err
+    assert not (home / "chunks").exists()
 
 
 def test_a_broken_model_is_listed_with_its_fault(

@@ -294,6 +294,10 @@ class Host:
     def __init__(self, adapters: AdapterSet) -> None:
         self.adapters = adapters
 
+    @property
+    def adapter_names(self) -> list[str]:
+        return self.adapters.names
+
     def prepare_adapter(self, name: str, path: Path) -> Callable[[], None]:
         matrices = self.adapters.read(path)
         return partial(self._load, name, matrices)

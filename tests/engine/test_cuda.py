@@ -10,6 +10,7 @@ import torch
 from deepseek.core.requests import GenerateRequest, SamplingParams, Task
 from deepseek.core.wire import ModelSpec, WorkerSpec
 from deepseek.engine.engines.decoder import DecoderEngine
+from deepseek.engine.load_pace import LoadCancelled
 from deepseek.engine.loading import load_engine
 from tests import tiny_models
 from tests.engine.families import greedy, run_all
@@ -139,7 +140,60 @@ def test_a_model_that_left_the_device_comes_back_as_it_was(
     torch.cuda.empty_cache()
     engine.wake()
     assert run_all(engine, requests) == expected
-    assert engine.load().prefix_hit_tokens == 0 or engine.load().kv_tokens_used == 0
+    assert engine.load().kv_tokens_used == 0
+    engine.park()
+    with pytest.raises(RuntimeError, match="is parked"):
+        engine.step()
+    engine.close()
+
+
+def test_weights_move_into_their_arena_without_taking_memory_twice(tmp_path: Path) -> None:
+    path = tiny_models.write_llama(
+        tmp_path / "model",
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+    )
+    engine_on("cuda", path).close()  # kernels, libraries and their workspaces stay
+    torch.cuda.empty_cache()
+    before = torch.cuda.mem_get_info()[0]
+    engine = engine_on("cuda", path, host_weights_bytes=2**31)
+    taken = before - torch.cuda.mem_get_info()[0]
+    engine.park()
+    weights = torch.cuda.mem_get_info()[0] - (before - taken) - 64 * 2**20
+    assert taken < weights + 64 * 2**20 + 256 * 2**20
+    engine.close()
+
+
+def test_a_wake_that_is_ended_leaves_the_model_parked_and_its_memory_free(tmp_path: Path) -> None:
+    path = tiny_models.write_llama(tmp_path / "model")
+    requests = mixed_requests(vocab_size(path))
+    engine = engine_on("cuda", path, host_weights_bytes=2**30)
+    expected = run_all(engine, requests)
+    engine.park()
+    free = torch.cuda.mem_get_info()[0]
+
+    def ended(num_bytes: int) -> None:
+        raise LoadCancelled
+
+    with pytest.raises(LoadCancelled):
+        engine.wake(ended)
+    assert torch.cuda.mem_get_info()[0] >= free
+    engine.wake()
+    assert run_all(engine, requests) == expected
+    engine.close()
+
+
+def test_a_model_without_its_host_copy_stays_as_it_is(tmp_path: Path) -> None:
+    path = tiny_models.write_llama(tmp_path / "model")
+    requests = mixed_requests(vocab_size(path))
+    engine = engine_on("cuda", path, host_weights_bytes=2**30)
+    expected = run_all(engine, requests)
+    engine.drop_host_copy()
+    assert not engine.can_park
+    assert run_all(engine, requests) == expected
     engine.close()
 
 

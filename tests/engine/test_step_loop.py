@@ -82,6 +82,10 @@ class AdaptedEngine(OneTokenEngine):
             raise ZeroDivisionError
         return lambda: self.loaded.update({name: threading.get_ident()})
 
+    @property
+    def adapter_names(self) -> list[str]:
+        return list(self.loaded)
+
     def drop_adapter(self, name: str) -> None:
         if self.loaded.pop(name, None) is None:
             raise AdapterNotFound(f"adapter {name!r} is not loaded")

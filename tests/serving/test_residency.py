@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deepseek.core.errors import ModelLoading, ModelUnavailable
 from deepseek.core.load import ModelLoad
@@ -218,6 +219,40 @@ async def test_models_take_turns_where_the_weights_have_room_for_one(
         assert tell(platform, "a") == ["load", "loaded", "evict"]
         reason = platform.decisions("a")[-1].decision.reason
         assert reason == "a request waits for b, which needs the room"
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+async def test_models_of_a_gpu_take_turns_by_way_of_the_host_tier(
+    tiny_llama_dir: Path, wide_dir: Path
+) -> None:
+    models = {"there": tiny_llama_dir, "a": wide_dir, "b": wide_dir}
+    settings = {"a": absent(), "b": absent(max_model_len=64)}
+    async with running_platform(
+        models,
+        settings=settings,
+        device="cuda",
+        weights_bytes=100_000_000,
+        host_weights_bytes=200_000_000,
+    ) as platform:
+        expected = await answer(platform, "a")
+        assert await answer(platform, "b") == expected
+        assert residency(platform, "a") is Residency.HOST
+        for _ in range(3):
+            for name, other in (("a", "b"), ("b", "a")):
+                running = asyncio.create_task(answer(platform, "there", 100))
+                assert await answer(platform, name) == expected
+                assert residency(platform, other) is Residency.HOST
+                assert len(await running) == 100
+        await until_told(platform)
+        load = load_of(platform, "a")
+        assert (load.num_loads, load.num_evictions) == (4, 4)
+        assert load.weights_bytes == 0
+        assert (load.host_weights_bytes or 0) > 60_000_000
+        assert tell(platform, "a") == ["load", "loaded", "evict"] * 4
+        woken = [kept.decision for kept in platform.decisions("a")][3]
+        assert woken.reason == "a request waits for a, which is in the host tier"
 
 
 async def test_what_never_has_room_is_said_at_once_or_at_the_start(

@@ -26,6 +26,9 @@ def test_both_spellings_and_units_are_read() -> None:
     assert (model.min_resident, model.keep_alive) == (0, 600.0)
     assert (pool.weights_bytes, pool.preload_bytes_per_s) == (2**30, 200 * 2**20)
     assert pool.preloading == "gdsf"
+    assert pool.host_weights_bytes == 0
+    beside = parse({}, {"device": "cuda:1", "hostWeightsBytes": "64GiB"})
+    assert beside.pools["default"].host_weights_bytes == 64 * 2**30
     assert parse({}).models["m"].min_resident == 1
 
 
@@ -42,6 +45,13 @@ def test_both_spellings_and_units_are_read() -> None:
         ({"minResident": 0, "engine": "vllm"}, {}, "models.m.minResident: vLLM does not let"),
         ({"min_resident": 2}, {}, "models.m.min_resident: must be a whole number from 0 to 1"),
         ({"min_resident": 0, "keep_alive": 0}, {}, "models.m.keep_alive: must be a duration"),
+        (
+            {},
+            {"device": "cpu", "hostWeightsBytes": "1GiB"},
+            "pools.default.hostWeightsBytes: is for pools on a GPU; on a CPU the host's memory is "
+            "the device: leave it out",
+        ),
+        ({}, {"host_weights_bytes": "much"}, "pools.default.host_weights_bytes: 'much' is not"),
         ({}, {"preloading": "fore"}, "pools.default.preloading: no preloading policy 'fore'; "),
     ],
 )

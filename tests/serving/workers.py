@@ -24,6 +24,8 @@ async def running_platform(
     policy: RestartPolicy | None = None,
     weights_bytes: int | None = None,
     preload_bytes_per_s: int = 0,
+    device: str = "cpu",
+    host_weights_bytes: int = 0,
 ) -> AsyncIterator[Platform]:
     """Start one worker with these models and stop it afterwards."""
     directories = {name: open_model_directory(path) for name, path in models.items()}
@@ -37,20 +39,24 @@ async def running_platform(
             adapters=[AdapterSpec(name=n, path=path) for n, path in given[name].adapters.items()],
             max_adapters=given[name].max_adapters,
             qos=given[name].to_qos(),
+            quantization=given[name].quantization,
             keep_alive_s=given[name].keep_alive,
             min_resident=given[name].min_resident,
+            verify=given[name].verify,
+            key=given[name].to_key(),
         )
         for name, directory in directories.items()
     ]
     spec = WorkerSpec(
         pool="default",
         socket_path="",
-        device="cpu",
+        device=device,
         models=specs,
         num_threads=1,
         kv_cache_bytes=64 << 20,
         snapshot_interval_s=0.05,
         weights_bytes=weights_bytes,
+        host_weights_bytes=host_weights_bytes,
         preload_bytes_per_s=preload_bytes_per_s,
     )
     replica = Replica(spec, policy or RestartPolicy())

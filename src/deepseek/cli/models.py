@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from rich.table import Table
 
 from deepseek.cli.arguments import Subparsers
 from deepseek.cli.progress import TerminalProgress
-from deepseek.core.errors import CorruptWeights, ModelSourceError
+from deepseek.core.errors import ConfigurationError, CorruptWeights, ModelSourceError
 from deepseek.weights.acquisition import acquire
 from deepseek.weights.cache import CachedModel, ModelCache
 from deepseek.weights.catalogue import CATALOGUE, CatalogueEntry
 from deepseek.weights.storage import in_mib
 from deepseek.weights.store.checking import StoreChecker
 from deepseek.weights.store.collection import collect_garbage
+from deepseek.weights.store.importing import SealingKey
+from deepseek.weights.store.keys.base import KeySource
+from deepseek.weights.store.keys.registry import make_key_source
 from deepseek.weights.store.manifest import has_manifest
 
 
@@ -63,6 +67,18 @@ def register(commands: Subparsers) -> None:
     how.add_argument("--copy", action="store_true", help="copy the directory, do not link it")
     how.add_argument(
         "--chunks", action="store_true", help="import the weights into the chunk store"
+    )
+    adding.add_argument(
+        "--seal-with",
+        metavar="SOURCE:WHERE",
+        type=_key_source,
+        help="with --chunks: encrypt the weights with the key that is in file:PATH, in env:NAME, a "
+        "variable, or printed by 'command:PROGRAM ...' (64 hexadecimal digits or base64)",
+    )
+    adding.add_argument(
+        "--key-id",
+        metavar="ID",
+        help="with --seal-with: what the key is called when it is asked for; default: NAME",
     )
     adding.set_defaults(run=add_model)
     removing = actions.add_parser(
@@ -124,9 +140,10 @@ def add_model(arguments: argparse.Namespace) -> int:
         raise ModelSourceError("--copy needs --path, the directory to copy")
     if path is None and arguments.chunks:
         raise ModelSourceError("--chunks needs --path, the directory to import")
+    seal = _sealing_key(arguments)
     with TerminalProgress() as progress:
         if path is not None and arguments.chunks:
-            place = cache.add_chunks(name, path, progress=progress)
+            place = cache.add_chunks(name, path, seal=seal, progress=progress)
         elif path is not None:
             place = cache.add_path(name, path, copy=arguments.copy, progress=progress)
         else:
@@ -173,6 +190,27 @@ def collect_chunks(arguments: argparse.Namespace) -> int:
         collected = collect_garbage(ModelCache.default().chunk_store, progress=progress)
     print(f"removed {collected.num_chunks} chunks, freed {in_mib(collected.freed_bytes)}")
     return 0
+
+
+def _key_source(text: str) -> KeySource:
+    """Return the source that SOURCE:WHERE names, as `models.NAME.key` would."""
+    source, _, where = text.partition(":")
+    try:
+        return make_key_source(source, shlex.split(where) if source == "command" else where)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+
+
+def _sealing_key(arguments: argparse.Namespace) -> SealingKey | None:
+    keys: KeySource | None = arguments.seal_with
+    if keys is None and arguments.key_id is not None:
+        raise ModelSourceError("--key-id needs --seal-with, which says where the key is")
+    if keys is None:
+        return None
+    if not arguments.chunks:
+        raise ModelSourceError("--seal-with needs --chunks: sealed weights are in the chunk store")
+    key_id: str = arguments.key_id or arguments.name
+    return SealingKey(key_id=key_id, key=keys(key_id))
 
 
 def _chunked(cache: ModelCache) -> list[str]:

@@ -80,13 +80,15 @@ class ModelLoad:
     nothing is due."""
     residency: Residency = Residency.READY
     weights_bytes: int | None = None
-    """Memory that its weights take now, where models may be absent."""
+    """Memory of the device that its weights take now, where models may be absent."""
+    host_weights_bytes: int | None = None
+    """Memory of the host that a copy of its weights takes beside a GPU, likewise."""
     load_s: float | None = None
     """How long its last load took that somebody waited for; None: there was none."""
     num_loads: int = 0
     """Loads that have ended well, those ahead of any request among them."""
     num_evictions: int = 0
-    """Times that it left memory."""
+    """Times that it left the device."""
     num_hits: int = 0
     """Requests that found it ready, where models may be absent."""
     num_misses: int = 0

@@ -8,8 +8,10 @@ class Residency(StrEnum):
 
     DISK = "disk"
     """Only its directory: a request begins its load, and waits for it."""
+    HOST = "host"
+    """Left the GPU for the host's memory: a request brings it back in a fraction of a second."""
     LOADING = "loading"
-    """On its way into memory."""
+    """On its way into memory, or from the host's to the GPU's."""
     READY = "ready"
     """Its weights are prepared for the device, and it answers."""
     FAILED = "failed"

@@ -19,6 +19,8 @@ FRAME_HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
 REFUSED_STATUS = 2
 """Exit status of a worker that cannot work as it is set up: the next one could not either."""
+STAND_BY = "--stand-by"
+"""Argument of a worker whose spec may come much later, or never."""
 
 
 class AdapterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +28,15 @@ class AdapterSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     path: str
+
+
+class KeySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the worker finds the key of a sealed model; never the key itself."""
+
+    source: str
+    """A name of `weights.store.keys.registry`."""
+    argument: Any
+    """What the settings give that source."""
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +59,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Leaves memory when it has been idle for so long; None: only where others need the room."""
     min_resident: int = 1
     """0: may be absent, also at the start; a request loads it."""
+    verify: Literal["once", "always", "never"] = "once"
+    """When chunks of a store are compared with their digests (`weights.store.reader.Verify`)."""
+    key: KeySpec | None = None
+    """Of sealed weights."""
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +80,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes: int | None = None
     memory_utilization: float = 0.9
     host_weights_bytes: int = 0
-    """Pinned memory beside a GPU for the weights of models that leave it; 0: none leaves."""
+    """Pinned memory beside a GPU for copies of weights, from which models that have left it come
+    back; 0: they leave for good."""
     max_step_tokens: int | None = None
     max_running: int | None = None
     weights_bytes: int | None = None

@@ -13,6 +13,12 @@ from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, Step
 
 Request = GenerateRequest | EncodeRequest
 Output = TokenDelta | Encoded | Failed
+BeforePiece = Callable[[int], None]
+"""Told the size of a piece of weights before it is copied; may wait, and ends it all by raising."""
+
+
+def at_once(num_bytes: int) -> None:
+    """Let a piece be copied."""
 
 
 def num_sequences(request: Request) -> int:
@@ -119,6 +125,11 @@ class AdapterHost(Protocol):
     where it is not loaded.
     """
 
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters that take requests."""
+        ...
+
     def prepare_adapter(self, name: str, path: Path) -> Callable[[], None]:
         """Read an adapter and return what puts it in place.
 
@@ -134,4 +145,38 @@ class AdapterHost(Protocol):
 
         Raises `AdapterNotFound`.
         """
+        ...
+
+
+@runtime_checkable
+class Parkable(Engine, Protocol):
+    """An engine whose model can leave the device for the host's memory, and come back quickly.
+
+    Whoever calls these has the engine to itself: it need not be the step loop's thread.
+    """
+
+    @property
+    def can_park(self) -> bool:
+        """Whether it can now: it has a copy of its weights in the host's memory."""
+        ...
+
+    def park(self) -> None:
+        """Give back the device's memory, what the copy holds being kept; cached prefixes are not.
+
+        Raises `RuntimeError` where there is work. No step may follow before `wake`.
+        """
+        ...
+
+    def wake(self, before_piece: BeforePiece) -> None:
+        """Come back as it was. The copy may be under way still; what this thread gives the device
+        next, on the stream it uses now, waits for it.
+
+        `before_piece` is told the size of each piece (10 MB at most) before it is copied; it may
+        wait, or raise. Raises that, and `torch.OutOfMemoryError` where the device has no room: the
+        model is parked still.
+        """
+        ...
+
+    def drop_host_copy(self) -> None:
+        """Give back the host's memory, being on the device; `can_park` is False from now on."""
         ...

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from deepseek.engine.adapters import AdapterSet
+from deepseek.engine.base import BeforePiece
 from deepseek.engine.batch_scheduler import Part
+from deepseek.engine.graph_capture import captured, whole_device
 from deepseek.engine.kv_storage import KVStorage
 from deepseek.engine.models.base import Decoder
 from deepseek.engine.packed_inputs import InputLayout
@@ -85,7 +87,7 @@ class CudaRunner:
     @property
     def can_park(self) -> bool:
         """Whether the model may leave the device and come back."""
-        return self._weights is not None
+        return self._weights is not None and self._weights.has_host_copy
 
     def park(self) -> None:
         """Give back the memory of weights and attention state; graphs stay, their addresses too."""
@@ -93,24 +95,33 @@ class CudaRunner:
             self._weights.park()
             self._storage.release()
 
-    def wake(self) -> None:
-        """Undo `park`; raises `torch.OutOfMemoryError`, and the model is parked still."""
+    def wake(self, before_piece: BeforePiece) -> None:
+        """Undo `park`; raises `torch.OutOfMemoryError` and what `before_piece` raises."""
         if self._weights is None:
             return
-        self._storage.acquire()
         try:
-            self._weights.wake()
-        except torch.OutOfMemoryError:
-            self._storage.release()
+            self._storage.acquire()
+            self._weights.wake(before_piece)
+        except BaseException:
+            with whole_device(self._device):
+                self._storage.release()
             raise
+
+    def drop_host_copy(self) -> None:
+        """Give back the host's memory: the model stays where it is."""
+        if self._weights is not None:
+            self._weights.drop_host_copy()
 
     def close(self) -> None:
         """Give back graphs, weights and state."""
-        torch.cuda.synchronize(self._device)
-        self._graphs.clear()
-        self.park()  # memory that torch has not allocated is not freed with its tensors
-        del self._decoder, self._storage
-        torch.cuda.empty_cache()
+        with whole_device(self._device):
+            self._graphs.clear()
+            # Memory that torch has not allocated is not freed with its tensors.
+            if self._weights is not None:
+                self._weights.close()
+            self._storage.close()
+            del self._decoder, self._storage
+            torch.cuda.empty_cache()
 
     def _run_eagerly(self, inputs: StepInputs) -> torch.Tensor:
         layout = InputLayout.of(inputs)
@@ -154,7 +165,7 @@ class CudaRunner:
             self._decode(layout, inputs)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with captured(graph, pool=self._pool):
             logits = self._decode(layout, inputs)
         self._pool = self._pool or graph.pool()
         return _DecodeGraph(graph, layout, inputs, logits)

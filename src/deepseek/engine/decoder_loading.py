@@ -1,10 +1,13 @@
 """Puts a decoder engine together: weights, memory for attention state, runner, scheduler."""
 
+from contextlib import ExitStack
+
 import torch
 
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.wire import ModelSpec, WorkerSpec
 from deepseek.engine.adapters import AdapterSet
+from deepseek.engine.base import at_once
 from deepseek.engine.batch_scheduler import BatchScheduler
 from deepseek.engine.cuda_runner import CudaRunner
 from deepseek.engine.device import StepLimits, kv_bytes, step_limits
@@ -13,18 +16,20 @@ from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.kv_budget import profile_kv_bytes
 from deepseek.engine.kv_cache import DEFAULT_BLOCK_TOKENS, BlockPool
 from deepseek.engine.kv_storage import KVStorage
-from deepseek.engine.linear import LinearFactory, linear_factory
+from deepseek.engine.linear import LinearFactory, head_factory, linear_factory
 from deepseek.engine.load_pace import LoadPace
 from deepseek.engine.models.base import Decoder
 from deepseek.engine.models.mtp import MTPDrafter
 from deepseek.engine.models.registry import load_decoder, load_drafter
 from deepseek.engine.mtp_runner import MTPRunner
 from deepseek.engine.mtp_speculation import MTPSpeculation
+from deepseek.engine.nested_linear import PRECISIONS
 from deepseek.engine.ops.registry import make_ops
 from deepseek.engine.parked_weights import ParkedWeights
 from deepseek.engine.prompt_lookup import PromptLookup
 from deepseek.engine.runner import CpuRunner, Runner
 from deepseek.engine.speculation import Speculation
+from deepseek.engine.weight_reading import reading_of
 from deepseek.engine.weights_memory import weights_bytes
 from deepseek.weights.model_directory import ModelDirectory
 
@@ -45,6 +50,23 @@ def load_decoder_engine(
     Raises errors of `core.errors`, and `LoadCancelled` where `pace` is given: that of a load beside
     others' steps, in another thread than theirs.
     """
+    with ExitStack() as undo:
+        loaded = _load(model, spec, directory, dtype=dtype, device=device, pace=pace, undo=undo)
+        undo.pop_all()
+    return loaded
+
+
+def _load(
+    model: ModelSpec,
+    spec: WorkerSpec,
+    directory: ModelDirectory,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    pace: LoadPace | None,
+    undo: ExitStack,
+) -> tuple[DecoderEngine, int, int]:
+    """`undo` gives back what is not freed with its tensors, where the load ends halfway."""
     if model.speculation == "mtp" and device != "cpu":
         raise ConfigurationError(
             f"models.{model.name}.speculation: `mtp` runs on CPU pools only, not on {device!r}; "
@@ -53,17 +75,20 @@ def load_decoder_engine(
         )
     limits = step_limits(spec, device)
     make_linear = linear_factory(model.quantization, device=device)
+    make_head = head_factory(model.quantization, device=device)
     if pace is not None:
-        make_linear = pace.applied_to(make_linear)
+        make_linear, make_head = pace.applied_to(make_linear), pace.applied_to(make_head)
     decoder = load_decoder(
         directory.path,
         dtype=dtype,
         device=device,
         ops=make_ops(device),
         linear_factory=make_linear,
+        head_factory=make_head,
+        reading=reading_of(model, directory),
     )
     can_park = device != "cpu" and spec.host_weights_bytes > 0
-    weights = ParkedWeights(decoder, device=torch.device(device)) if can_park else None
+    weights = _parkable(decoder, device=device, pace=pace, undo=undo) if can_park else None
     head = None
     if model.speculation == "mtp":
         head = _load_head(model, directory, target=decoder, dtype=dtype, make_linear=make_linear)
@@ -91,6 +116,7 @@ def load_decoder_engine(
         device=device,
         is_releasable=can_park,
     )
+    undo.callback(storage.close)
     eos_token_ids = directory.eos_token_ids
     speculation: Speculation | None = None
     if model.speculation == "prompt-lookup":
@@ -133,8 +159,18 @@ def load_decoder_engine(
         max_model_len=max_len,
         adapters=adapters,
         speculation=speculation,
+        precisions=PRECISIONS if model.quantization == "nested" else (),
     )
     return engine, decoder.vocab_size, weights_bytes(decoder, head)
+
+
+def _parkable(
+    decoder: Decoder, *, device: str, pace: LoadPace | None, undo: ExitStack
+) -> ParkedWeights:
+    before_piece = at_once if pace is None else pace.advance
+    weights = ParkedWeights(decoder, device=torch.device(device), before_piece=before_piece)
+    undo.callback(weights.close)
+    return weights
 
 
 def _kv_bytes(
@@ -174,6 +210,7 @@ def _load_head(
         device="cpu",
         ops=make_ops("cpu"),
         linear_factory=make_linear,
+        reading=reading_of(model, directory),
     )
     if head is None:
         raise ConfigurationError(

@@ -1,6 +1,8 @@
 """The device that a worker owns, and how much one step on it may take."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +76,29 @@ def prepare_device(spec: WorkerSpec) -> str:
         return device
     torch.set_num_threads(spec.num_threads or len(os.sched_getaffinity(0)))
     return "cpu"
+
+
+@contextmanager
+def beside_steps(device: str) -> Iterator[None]:
+    """Give what this thread has the device do a stream of its own, and wait for it at the end.
+
+    On the stream that steps use, a step would wait for each copy that was queued before it.
+    """
+    if device == "cpu":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    done = torch.cuda.Event(blocking=True)  # sleeps: the processor is the steps'
+    done.record(stream)
+    done.synchronize()
+
+
+def free_bytes(device: str, *, utilization: float) -> int:
+    """Return what a GPU has left of the part of its memory that may be used."""
+    free, total = torch.cuda.mem_get_info(device)
+    return int(free - (1.0 - utilization) * total)
 
 
 def _pin(spec: WorkerSpec) -> None:

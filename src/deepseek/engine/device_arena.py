@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deepseek.core.errors import ConfigurationError
+from deepseek.engine.graph_capture import empty_cache, whole_device
 from deepseek.weights.store.cutting import aligned
 
 _PINNED_ALLOCATION = 1  # CU_MEM_ALLOCATION_TYPE_PINNED
@@ -57,6 +58,7 @@ class DeviceArena:
         driver cannot do this.
         """
         torch.cuda.current_stream(device)  # makes the context that driver calls act in
+        self._device = device
         index = torch.cuda.current_device() if device.index is None else device.index
         self._location = _Location(_DEVICE_LOCATION, index)
         self._properties = _AllocationProperties(type=_PINNED_ALLOCATION, location=self._location)
@@ -64,7 +66,11 @@ class DeviceArena:
         self._address = ctypes.c_uint64()
         self._handle: ctypes.c_uint64 | None = None
         _call("cuMemAddressReserve", ctypes.byref(self._address), self._size, *_no_wish())
-        self.acquire()
+        try:
+            self.acquire()
+        except BaseException:
+            self.close()
+            raise
         self.memory = torch.as_tensor(_Bytes(self._address.value, num_bytes), device=device)
         """All of it, as uint8. To be touched only while `is_backed`."""
 
@@ -80,13 +86,11 @@ class DeviceArena:
         """
         if self._handle is not None:
             return
-        handle = ctypes.c_uint64()
-        properties = ctypes.byref(self._properties)
-        _call("cuMemCreate", ctypes.byref(handle), self._size, properties, ctypes.c_uint64(0))
-        _call("cuMemMap", self._address, self._size, _ZERO, handle, ctypes.c_uint64(0))
-        access = _Access(self._location, _READ_WRITE)
-        _call("cuMemSetAccess", self._address, self._size, ctypes.byref(access), _ONE)
-        self._handle = handle
+        try:
+            self._back()
+        except torch.OutOfMemoryError:
+            empty_cache(self._device)  # torch may keep what is missing
+            self._back()
 
     def release(self) -> None:
         """Give the memory back to the device. No kernel may be using it."""
@@ -97,11 +101,24 @@ class DeviceArena:
         self._handle = None
 
     def close(self) -> None:
-        """Give back memory and addresses; nothing may hold a view of `memory`."""
-        self.release()
-        if self._address.value:
-            _call("cuMemAddressFree", self._address, self._size)
-            self._address = ctypes.c_uint64()
+        """Give back memory and addresses once the device has done what it was given.
+
+        Nobody may use a view of `memory` afterwards.
+        """
+        with whole_device(self._device):
+            self.release()
+            if self._address.value:
+                _call("cuMemAddressFree", self._address, self._size)
+                self._address = ctypes.c_uint64()
+
+    def _back(self) -> None:
+        handle = ctypes.c_uint64()
+        properties = ctypes.byref(self._properties)
+        _call("cuMemCreate", ctypes.byref(handle), self._size, properties, ctypes.c_uint64(0))
+        _call("cuMemMap", self._address, self._size, _ZERO, handle, ctypes.c_uint64(0))
+        access = _Access(self._location, _READ_WRITE)
+        _call("cuMemSetAccess", self._address, self._size, ctypes.byref(access), _ONE)
+        self._handle = handle
 
     @property
     def _size(self) -> ctypes.c_size_t:

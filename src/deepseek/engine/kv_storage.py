@@ -63,6 +63,12 @@ class KVStorage:
             # Kernels read rows that nothing has been written to, and weigh them with zero.
             self._arena.memory.zero_()
 
+    def close(self) -> None:
+        """Give back memory and addresses; nobody computes with `layers` afterwards."""
+        self.layers.clear()
+        if self._arena is not None:
+            self._arena.close()
+
 
 def _reserve(num_bytes: int) -> mmap.mmap:
     """Map zero pages that take no memory until they are written."""

@@ -18,6 +18,7 @@ from deepseek.engine.linear import linear_factory
 from deepseek.engine.load_pace import LoadPace
 from deepseek.engine.models.encoder import Encoder, load_encoder
 from deepseek.engine.ops.registry import make_ops
+from deepseek.engine.weight_reading import reading_of
 from deepseek.engine.weights_memory import weights_bytes
 from deepseek.weights.model_directory import ModelDirectory, open_model_directory
 
@@ -75,6 +76,7 @@ def _load_encoder(
         device=device,
         ops=make_ops(device),
         linear_factory=make_linear if pace is None else pace.applied_to(make_linear),
+        reading=reading_of(model, directory),
     )
     max_len = min(directory.max_model_len, model.max_model_len or directory.max_model_len)
     engine = EncoderEngine(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deepseek.engine.base import BeforePiece
 from deepseek.engine.batch_scheduler import Part
 from deepseek.engine.drafts import Guess
 from deepseek.engine.kv_storage import KVStorage
@@ -54,7 +55,10 @@ class MTPRunner:
     def park(self) -> None:
         """Do nothing: the device's memory is the host's."""
 
-    def wake(self) -> None:
+    def wake(self, before_piece: BeforePiece) -> None:
+        """Do nothing."""
+
+    def drop_host_copy(self) -> None:
         """Do nothing."""
 
     def close(self) -> None:

@@ -7,7 +7,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from deepseek.engine.batch import StepBatch
+from deepseek.core.precision import Precision
+from deepseek.engine.base import BeforePiece
+from deepseek.engine.batch import RowChoices, StepBatch
 from deepseek.engine.batch_scheduler import Part
 from deepseek.engine.kv_storage import KVStorage
 from deepseek.engine.models.base import Decoder
@@ -49,8 +51,16 @@ class Runner(Protocol):
         """Give back their device memory, what the weights hold being kept; no step may run."""
         ...
 
-    def wake(self) -> None:
-        """Bring them back, attention state blank; raises `torch.OutOfMemoryError`, parked still."""
+    def wake(self, before_piece: BeforePiece) -> None:
+        """Bring them back, attention state blank.
+
+        `before_piece` is told the size of each piece of weights before it is copied, and may wait
+        or raise. Raises that, and `torch.OutOfMemoryError`; parked still then.
+        """
+        ...
+
+    def drop_host_copy(self) -> None:
+        """Stay on the device from now on (`can_park` is False) and need the host no more."""
         ...
 
     def close(self) -> None:
@@ -82,7 +92,10 @@ class CpuRunner:
     def park(self) -> None:
         """Do nothing: the device's memory is the host's."""
 
-    def wake(self) -> None:
+    def wake(self, before_piece: BeforePiece) -> None:
+        """Do nothing."""
+
+    def drop_host_copy(self) -> None:
         """Do nothing."""
 
     def close(self) -> None:
@@ -142,7 +155,7 @@ def awaited_tokens(previous: PendingStep | None) -> dict[int, int]:
 
 def to_batch(inputs: StepInputs) -> StepBatch:
     """Return the inputs as tensors that share the arrays' memory."""
-    adapters = inputs.adapters
+    adapters, precision = inputs.adapters, inputs.precision
     return StepBatch(
         token_ids=torch.from_numpy(inputs.token_ids).long(),
         positions=torch.from_numpy(inputs.positions).long(),
@@ -153,7 +166,12 @@ def to_batch(inputs: StepInputs) -> StepBatch:
         num_decodes=inputs.num_decodes,
         max_query_rows=inputs.max_query_rows,
         max_context_len=inputs.max_context_len,
-        adapters=None if adapters is None else torch.from_numpy(adapters).long(),
+        choices=RowChoices(
+            adapters=None if adapters is None else torch.from_numpy(adapters).long(),
+            precision=precision
+            if isinstance(precision, Precision)
+            else torch.from_numpy(precision),
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -40,6 +41,11 @@ def load_model(
     """
     directory = open_model_directory(Path(model.path), any_decoder=model.engine != "torch")
     if choose_engine(model, directory, pool=spec.pool) == "vllm":
+        if model.key is not None:
+            raise ConfigurationError(
+                f"models.{model.name}.key: vLLM cannot open sealed weights; leave it out, or write "
+                "`engine: torch`"
+            )
         if pace is not None:
             raise ConfigurationError(
                 f"models.{model.name}: vLLM cannot load a model beside steps of others; leave out "
@@ -47,6 +53,12 @@ def load_model(
             )
         return _load_in_vllm(model, spec, directory, device=device)
     return _load_in_torch(model, spec, device=device, pace=pace)
+
+
+def import_torch_engine() -> None:
+    """Import ahead what loading a model would; an environment for another engine may lack it."""
+    with suppress(ImportError):
+        import deepseek.engine.loading  # noqa: F401, PLC0415 - see the module
 
 
 def failed_info(model: ModelSpec, error: DeepseekError | OSError) -> ModelInfo:

@@ -30,6 +30,9 @@ class PoolSettings(Settings):
     """Memory for the weights of the pool's loaded models together, as they are kept for computing;
     default: no bound. Where models may be absent (`min_resident: 0`), one that is asked for takes
     the place of others that are worth less."""
+    host_weights_bytes: SizeBytes = Field(default=0, ge=0)
+    """Pinned memory of the host beside a GPU for copies of weights: a model that has left the GPU
+    comes back from it in a fraction of a second. Default 0: models come back from their files."""
     preload_bytes_per_s: SizeBytes = Field(default=0, ge=0)
     """Rate at which weights are loaded ahead of requests while the device is idle; default 0:
     models are loaded when they are asked for."""
@@ -68,5 +71,8 @@ class PoolSettings(Settings):
     restart_backoff_s: DurationSeconds = Field(default=0.5, ge=0)
     """Seconds before the second restart; doubles with each further crash, at most 30. The first
     restart is immediate. Default 0.5."""
+    standby_worker: bool = False
+    """Whether a process that has imported its libraries stands by to follow the worker, should it
+    die: the pool is back seconds earlier, for some 300 MB of memory. Default false."""
     snapshot_interval_s: DurationSeconds = Field(default=0.5, gt=0)
     """Seconds between two load reports of the worker; default 0.5."""

@@ -7,18 +7,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from deepseek.core.errors import ConfigurationError, DeepseekError
 from deepseek.core.wire import Event, ModelInfo, ModelSpec, WorkerSpec
 from deepseek.engine.absent_engine import AbsentEngine
 from deepseek.engine.base import Engine
 from deepseek.engine.decision_record import DecisionRecord
+from deepseek.engine.device import beside_steps, free_bytes, kv_bytes
 from deepseek.engine.hosted_model import HostedModel
 from deepseek.engine.load_pace import LoadPace
 from deepseek.engine.model_loader import ModelLoader
-from deepseek.engine.residency import Place, Residents
+from deepseek.engine.outlook import TierSizes
+from deepseek.engine.place import Place
+from deepseek.engine.residency import Residents
 from deepseek.engine.selection import absent_info, failed_info, load_model
 from deepseek.engine.step_loop import Inbox
 from deepseek.scheduling.batching.base import BatchingPolicy
+from deepseek.scheduling.batching.guarded import GuardedPolicy
 from deepseek.scheduling.batching.registry import (
     PolicyMaker,
     check_batching_policy,
@@ -81,22 +87,41 @@ def make_residents(
 ) -> Residents | None:
     """Return what lets the models come and go; None where all are to stay.
 
-    Raises `ConfigurationError` for a preloading policy that does not exist.
+    Raises `ConfigurationError` for a preloading policy that does not exist, or a host tier beside
+    no GPU.
     """
+    if device == "cpu" and spec.host_weights_bytes:
+        raise ConfigurationError(
+            f"pools.{spec.pool}.host_weights_bytes: this pool runs on the CPU, whose memory is the "
+            "host's; leave it out, or name a GPU as `device`",
+            param="host_weights_bytes",
+        )
     policy = make_preloading_policy(spec.preloading)
     if all(place.spec.min_resident > 0 for place in started.places):
         return None
 
-    def load(model: ModelSpec, pace: LoadPace) -> tuple[Engine, ModelInfo]:
-        return load_model(model, spec, device=device, pace=pace)
+    def load(
+        model: ModelSpec, pace: LoadPace, *, keeps_host_copy: bool
+    ) -> tuple[Engine, ModelInfo]:
+        return load_model(
+            model, spec if keeps_host_copy else _without_host(spec), device=device, pace=pace
+        )
+
+    def has_way_to_host(model: ModelSpec, num_bytes: int) -> bool:
+        needed = num_bytes + (kv_bytes(model, spec, device) or 0)
+        return needed <= free_bytes(device, utilization=spec.memory_utilization)
 
     return Residents(
         started.places,
         policy,
-        loader=ModelLoader(load, put=commands.put),
+        loader=ModelLoader(load, put=commands.put, beside_steps=partial(beside_steps, device)),
         put=commands.put,
         send=send,
-        budget_bytes=spec.weights_bytes,
+        sizes=TierSizes(
+            device_bytes=spec.weights_bytes,
+            host_bytes=spec.host_weights_bytes,
+            has_way_to_host=has_way_to_host,
+        ),
         preload_bytes_per_s=spec.preload_bytes_per_s,
     )
 
@@ -109,7 +134,7 @@ def _start_loaded(
     device: str,
     make_policy: PolicyMaker,
 ) -> None:
-    engine, info = load_model(model, spec, device=device)
+    engine, info = load_model(model, _without_host(spec), device=device)  # it never leaves
     left = None if spec.weights_bytes is None else spec.weights_bytes - started.weights_bytes
     if left is not None and info.weights_bytes > left:
         engine.close()
@@ -122,6 +147,11 @@ def _start_loaded(
     hosted = _hosted(model, engine, policy, make_policy=make_policy)
     hosted.warm_up()  # nobody waits yet
     started.add(model, hosted, info, num_bytes=info.weights_bytes)
+
+
+def _without_host(spec: WorkerSpec) -> WorkerSpec:
+    """Return the spec by which an engine keeps no copy of its weights in the host's memory."""
+    return msgspec.structs.replace(spec, host_weights_bytes=0)
 
 
 def _start_absent(started: StartedModels, model: ModelSpec, make_policy: PolicyMaker) -> None:
@@ -145,8 +175,9 @@ def _hosted(
 
 
 def _policy_maker(spec: WorkerSpec) -> PolicyMaker:
-    """Return what makes the worker's policies: plain ones, or ones that keep a record."""
-    if spec.decision_record is None:
-        return policy_named_by
-    record = DecisionRecord(Path(spec.decision_record), max_bytes=spec.decision_record_bytes)
-    return partial(RecordedPolicy, write=record.add)
+    """Return what makes the worker's policies: guarded ones, of which some keep a record."""
+    make: PolicyMaker = policy_named_by
+    if spec.decision_record is not None:
+        record = DecisionRecord(Path(spec.decision_record), max_bytes=spec.decision_record_bytes)
+        make = partial(RecordedPolicy, write=record.add)
+    return partial(GuardedPolicy, make=make)

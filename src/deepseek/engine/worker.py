@@ -2,7 +2,8 @@
 
 It connects to the platform's Unix socket, loads its models, reports `Ready` and enters the step
 loop. One thread reads commands and one writes events, so that a step never waits for the socket.
-It exits when the platform closes the connection: no worker outlives its platform.
+It exits when the platform closes the connection: no worker outlives its platform. With `--stand-by`
+it imports what a model will need before it waits for its spec.
 """
 
 import logging
@@ -21,6 +22,7 @@ from deepseek.core.errors import DeepseekError
 from deepseek.core.wire import (
     FRAME_HEADER,
     REFUSED_STATUS,
+    STAND_BY,
     Event,
     Ready,
     WorkerSpec,
@@ -29,6 +31,7 @@ from deepseek.core.wire import (
     spec_decoder,
 )
 from deepseek.engine.device import prepare_device
+from deepseek.engine.selection import import_torch_engine
 from deepseek.engine.starting import make_residents, start_models
 from deepseek.engine.step_loop import Inbox, StepLoop
 from deepseek.engine.step_record import StepRecord
@@ -43,7 +46,12 @@ def main() -> int:
     """Run the worker; returns the process's exit status."""
     # Ctrl-C goes to the whole process group; the platform decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    spec = spec_decoder.decode(sys.stdin.buffer.read())
+    if STAND_BY in sys.argv:
+        import_torch_engine()
+    described = sys.stdin.buffer.read()
+    if not described:
+        return 0  # it has stood by for a platform that is gone
+    spec = spec_decoder.decode(described)
     logging.basicConfig(
         level=spec.log_level.upper(),
         format=f"%(asctime)s %(levelname)s worker {spec.pool} %(name)s: %(message)s",

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 import msgspec
 
+from deepseek.core.decisions import Decision
 from deepseek.core.errors import (
     DeepseekError,
     Draining,
@@ -23,7 +24,7 @@ from deepseek.core.errors import (
     WorkerCrashed,
     error_from_wire,
 )
-from deepseek.core.load import LoadSnapshot
+from deepseek.core.load import LoadSnapshot, ModelLoad
 from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.residency import Residency
@@ -51,7 +52,7 @@ from deepseek.core.wire import (
 )
 from deepseek.serving.adapters import AdapterRoster
 from deepseek.serving.kept_decisions import KeptDecisions
-from deepseek.serving.worker_process import WorkerDied, WorkerProcess, start_worker
+from deepseek.serving.worker_process import WorkerDied, WorkerLauncher, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class RestartPolicy:
     start_timeout_s: float = 600.0
     max_restarts: int = 5
     backoff_s: float = 0.5
+    stands_by: bool = False
+    """Whether a process that has imported its libraries waits to follow the worker."""
 
 
 _Request = GenerateRequest | EncodeRequest | LoadAdapter | DropAdapter | Configure
@@ -94,6 +97,9 @@ class _Pending:
     has_answered: bool = False
     was_retried: bool = False
 
+
+LoadWatcher = Callable[[ModelLoad], list[Decision]]
+"""Takes every load report of one model and returns what it decided on it."""
 
 Observer = Callable[[str, WorkerState | LoadSnapshot], None]
 """Told of every change of state and every load report, with the pool's name."""
@@ -116,11 +122,14 @@ class Replica:
         self._observer = observer
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
+        self._launcher = WorkerLauncher(spec.python, stands_by=policy.stands_by)
+        self._standing_by: asyncio.Task[None] | None = None
         self._worker: WorkerProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._first_ready: asyncio.Future[None] | None = None
         self._models: dict[str, ModelInfo] = {}
         self._num_crashes = 0
+        self._watchers: dict[str, LoadWatcher] = {}
         self.adapters = AdapterRoster(spec.models)
         self.decisions = KeptDecisions(
             decisions_kept or {model.name: DECISIONS_KEPT for model in spec.models}
@@ -142,6 +151,11 @@ class Replica:
         return None if self._worker is None else self._worker.pid
 
     @property
+    def standby_pid(self) -> int | None:
+        """The process that would follow the worker, where one stands by."""
+        return self._launcher.standby_pid
+
+    @property
     def qos(self) -> dict[str, QoS]:
         """What the worker, and any successor, is told of its models."""
         return {model.name: model.qos for model in self._spec.models}
@@ -153,6 +167,13 @@ class Replica:
     def model(self, name: str) -> ModelInfo | None:
         """Return what the worker last said of a model."""
         return self._models.get(name)
+
+    def watch(self, name: str, watcher: LoadWatcher) -> None:
+        """Have a model's load reports shown to `watcher`, and what it decides kept with the rest.
+
+        It must not raise, nor block.
+        """
+        self._watchers[name] = watcher
 
     def residency(self, name: str) -> Residency | None:
         """Return where a model is; None while there is no worker that could have it."""
@@ -180,6 +201,9 @@ class Replica:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):
                 await self._supervisor
+        if self._standing_by is not None:
+            await self._standing_by
+        await self._launcher.close()
         self._fail_all(Draining("the platform is shutting down"))
 
     def next_id(self) -> int:
@@ -326,7 +350,7 @@ class Replica:
 
     async def _start_once(self) -> WorkerProcess | None:
         try:
-            return await start_worker(self.adapters.applied_to(self._spec))
+            return await self._launcher.launch(self.adapters.applied_to(self._spec))
         except WorkerDied as error:
             logger.error("pool %s: %s", self.pool, error)
             self.reason = str(error)
@@ -398,7 +422,7 @@ class Replica:
                 self._deliver(request_id, error)
             case Load(snapshot, decisions):
                 self.snapshot = snapshot
-                self.decisions.add(decisions)
+                self.decisions.add([*decisions, *self._watch(snapshot)])
                 if self._observer is not None:
                     self._observer(self.pool, snapshot)
             case ModelChanged(model):
@@ -408,6 +432,14 @@ class Replica:
             case Ready(_, models):
                 self._begin_to_serve(models)
 
+    def _watch(self, snapshot: LoadSnapshot) -> list[Decision]:
+        return [
+            decision
+            for load in snapshot.models
+            if (watcher := self._watchers.get(load.model)) is not None
+            for decision in watcher(load)
+        ]
+
     def _begin_to_serve(self, models: list[ModelInfo]) -> None:
         self._models = {info.name: info for info in models}
         self.adapters.worker_started(models)
@@ -416,6 +448,7 @@ class Replica:
             self._send(pending.request)
         if self._first_ready is not None and not self._first_ready.done():
             self._first_ready.set_result(None)
+        self._standing_by = asyncio.create_task(self._launcher.stand_by())
 
     def _deliver(self, request_id: int, item: _Answer) -> None:
         """Hand an item over; late items of withdrawn requests are dropped."""

@@ -11,6 +11,10 @@ from deepseek.serving.settings import ModelSettings
 from deepseek.weights.model_directory import ModelDirectory
 
 _VLLM = "vLLM does not let models come and go; leave this out of a model that runs on it"
+_NO_GPU = (
+    "is for pools on a GPU; on a CPU the host's memory is the device: leave it out and give "
+    "`weights_bytes` what models may take"
+)
 
 Found = tuple[tuple[str, ...], str]
 """The keys below a section that lead to a fault, as the file spells them, and what it is."""
@@ -36,6 +40,9 @@ def preloading_faults(pools: Mapping[str, Mapping[str, Any]]) -> Iterator[Found]
         if isinstance(policy, str) and policy not in known:
             text = f"no preloading policy {policy!r}; known: {', '.join(known)}"
             yield (name, "preloading"), text
+        host = spelling_of(pool, "host_weights_bytes")
+        if pool.get("device") == "cpu" and pool.get(host) not in (None, 0):
+            yield (name, host), _NO_GPU
 
 
 def check_engine_lets_go(name: str, settings: ModelSettings, directory: ModelDirectory) -> None:

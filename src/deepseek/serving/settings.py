@@ -1,7 +1,7 @@
 """Settings of one served model (section `models` of the file)."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from deepseek.core.settings import (
     PartOfWhole,
     Settings,
 )
+from deepseek.core.wire import KeySpec
+from deepseek.serving.precision_settings import PrecisionSettings
 
 ModelName = Annotated[
     str,
@@ -22,7 +24,7 @@ ModelName = Annotated[
 ]
 
 
-LIVE_SETTINGS = ("share", "qos")
+LIVE_SETTINGS = ("share", "qos", "precision")
 """What may change while a model serves (`deepseek apply`); everything else needs a new start."""
 
 
@@ -84,9 +86,13 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; `auto` (default): bfloat16 where the device computes in it,
     else float32."""
-    quantization: Literal["int8"] | None = None
-    """`int8`: weights of language models in INT8 with one scale per output channel, activations
-    quantised row by row as they come; default: as `dtype` says."""
+    quantization: Literal["int8", "nested"] | None = None
+    """`int8`: weights in INT8 with one scale per output channel, activations quantised row by row
+    as they come. `nested`: weights of a language model in INT8 and INT4 at once, in one copy, each
+    request computed in one of them. Both on CPUs. Default: as `dtype` says."""
+    precision: PrecisionSettings | None = None
+    """With `quantization: nested`, which precision requests get; default: INT8, or what they
+    name."""
     speculation: Literal["prompt-lookup", "mtp"] | None = None
     """Guess tokens and verify them in one step, where that has been paying; exact. `prompt-lookup`:
     from the text so far; `mtp`: by the weights' own multi-token prediction head (DeepSeek-V3, on a
@@ -102,6 +108,15 @@ class ModelSettings(Settings):
     keep_alive: OptionalDurationSeconds = Field(default=None, gt=0)
     """Time without a request after which a model with `min_resident: 0` leaves memory, weights and
     attention state; default: it stays until another one needs the room."""
+    verify: Literal["once", "always", "never"] = "once"
+    """When weights in the chunk store are compared with their digests: `once` (default; the first
+    time that the worker reads them), `always` (each time), or `never` (what the disk returns is
+    believed). Without effect on weights outside the store, which have no digests."""
+    key: dict[str, Any] | None = None
+    """Where the worker finds the key of sealed weights: one of `file: PATH` (relative to the
+    deployment file), `env: NAME`, `command: [PROGRAM, ...]`, or a name from the entry-point group
+    `deepseek.key_sources` and what it needs. Weights that are not sealed are refused then.
+    Default: none."""
     qos: QosSettings = Field(default_factory=QosSettings)
     """Promises and batching; default: none, batches by deadline slack."""
     decisions_kept: int = Field(default=256, ge=1, le=65536)
@@ -124,6 +139,13 @@ class ModelSettings(Settings):
     ranks of all that are loaded."""
     max_adapter_rank: int = Field(default=64, ge=1, le=1024)
     """Largest LoRA rank an adapter may have; default 64."""
+
+    def to_key(self) -> KeySpec | None:
+        """Return where the worker finds the key; `key_faults` has found one place."""
+        if self.key is None:
+            return None
+        ((source, argument),) = self.key.items()
+        return KeySpec(source=source, argument=argument)
 
     def to_qos(self) -> QoS:
         """Return what policies read."""

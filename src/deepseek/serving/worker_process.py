@@ -1,4 +1,8 @@
-"""One worker process and the socket to it; knows nothing of restarts or requests."""
+"""Worker processes and the sockets to them; knows nothing of restarts or requests.
+
+A process imports its libraries, which takes seconds, before it reads what it is to do. One that has
+not been told yet stands by.
+"""
 
 import asyncio
 import contextlib
@@ -16,6 +20,7 @@ import deepseek
 from deepseek.core.wire import (
     FRAME_HEADER,
     MAX_FRAME_BYTES,
+    STAND_BY,
     Command,
     Event,
     WorkerSpec,
@@ -89,35 +94,83 @@ class WorkerProcess:
         return await self._process.wait()
 
 
-async def start_worker(spec: WorkerSpec) -> WorkerProcess:
-    """Start a worker under the pool's interpreter and return it once it has connected.
+class WorkerLauncher:
+    """Starts the workers of a pool, one after another; may keep a process that stands by."""
 
-    Raises `WorkerDied` where it ends first or takes longer than `CONNECT_TIMEOUT_S`.
-    """
-    loop = asyncio.get_running_loop()
-    connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
-    connected = loop.create_future()
+    def __init__(self, python: str | None, *, stands_by: bool = False) -> None:
+        """`python`: the pool's interpreter, where it is not ours."""
+        self._command = _command(python)
+        self._stands_by = stands_by
+        self._standby: asyncio.subprocess.Process | None = None
 
-    def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if connected.done():
-            writer.close()
-        else:
-            connected.set_result((reader, writer))
+    @property
+    def standby_pid(self) -> int | None:
+        """The process that stands by, while there is one."""
+        standby = self._standby
+        return None if standby is None or standby.returncode is not None else standby.pid
 
-    with tempfile.TemporaryDirectory(prefix="deepseek-") as directory:
-        path = str(Path(directory) / "worker.sock")
-        server = await asyncio.start_unix_server(on_connect, path, limit=2**20)
-        spec = msgspec.structs.replace(spec, socket_path=path)
-        try:
+    async def launch(self, spec: WorkerSpec) -> WorkerProcess:
+        """Return a worker once it has connected: the process that stood by, or a new one.
+
+        Raises `WorkerDied` where it ends first or takes longer than `CONNECT_TIMEOUT_S`.
+        """
+        loop = asyncio.get_running_loop()
+        connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+        connected = loop.create_future()
+
+        def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if connected.done():
+                writer.close()
+            else:
+                connected.set_result((reader, writer))
+
+        with tempfile.TemporaryDirectory(prefix="deepseek-") as directory:
+            path = str(Path(directory) / "worker.sock")
+            server = await asyncio.start_unix_server(on_connect, path, limit=2**20)
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *_command(spec.python), stdin=asyncio.subprocess.PIPE, env=worker_environment()
-                )
-            except OSError as error:
-                raise WorkerDied(f"the worker cannot be started: {error}") from error
-            return await _connect(process, spec, connected)
-        finally:
-            server.close()
+                process = await self._take_process()
+                spec = msgspec.structs.replace(spec, socket_path=path)
+                return await _connect(process, spec, connected)
+            finally:
+                server.close()
+
+    async def stand_by(self) -> None:
+        """Have a process stand by, where the pool wants one and has none.
+
+        To be called when the worker has all it needs: the imports take a processor for seconds.
+        """
+        if not self._stands_by or self.standby_pid is not None:
+            return
+        try:
+            self._standby = await self._spawn(STAND_BY)
+        except WorkerDied as error:
+            logger.warning("no worker stands by: %s", error)
+
+    async def close(self) -> None:
+        """End the process that stands by."""
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            if standby.returncode is None:
+                standby.kill()
+            await standby.wait()
+
+    async def _take_process(self) -> asyncio.subprocess.Process:
+        standby, self._standby = self._standby, None
+        if standby is not None and standby.returncode is None:
+            logger.info("worker %d stood by", standby.pid)
+            return standby
+        return await self._spawn()
+
+    async def _spawn(self, *arguments: str) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self._command,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                env=worker_environment(),
+            )
+        except OSError as error:
+            raise WorkerDied(f"the worker cannot be started: {error}") from error
 
 
 async def _connect(

@@ -110,6 +110,11 @@ MODEL_GAUGES = [
         "Memory that the model's weights take now, in pools whose models may be absent.",
     ),
     Family(
+        "host_weights_bytes",
+        "deepseek_model_host_weights_bytes",
+        "Memory of the host that a copy of the model's weights takes beside a GPU.",
+    ),
+    Family(
         "load_s",
         "deepseek_model_load_seconds",
         "How long the model's last load took that somebody waited for.",
@@ -117,7 +122,7 @@ MODEL_GAUGES = [
 ]
 MODEL_COUNTERS = [
     Family("num_loads", "deepseek_model_loads_total", "Times the model was loaded on the way."),
-    Family("num_evictions", "deepseek_model_evictions_total", "Times the model left memory."),
+    Family("num_evictions", "deepseek_model_evictions_total", "Times the model left the device."),
     Family(
         "num_hits",
         "deepseek_model_residency_hits_total",

@@ -21,7 +21,7 @@ from deepseek.weights.conversion import GGUF_EXPANSION, convert_gguf
 from deepseek.weights.model_directory import open_model_directory
 from deepseek.weights.progress import Progress, SilentProgress
 from deepseek.weights.store.chunk_store import ChunkStore
-from deepseek.weights.store.importing import import_weights
+from deepseek.weights.store.importing import SealingKey, import_weights
 from deepseek.weights.store.manifest import has_manifest
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt",
@@ -117,10 +117,18 @@ class ModelCache:
             self.path(name).symlink_to(source, target_is_directory=True)
         return self.path(name)
 
-    def add_chunks(self, name: str, source: Path, *, progress: Progress | None = None) -> Path:
+    def add_chunks(
+        self,
+        name: str,
+        source: Path,
+        *,
+        seal: SealingKey | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
         """Import a model directory's weights into the chunk store, and copy what else it holds.
 
-        After a kill the same call goes on where the import ended.
+        After a kill the same call goes on where the import ended; with `seal`, which encrypts the
+        chunks, it begins anew.
         """
         progress = progress or SilentProgress()
         source = Path(os.path.expanduser(source)).absolute()
@@ -145,6 +153,7 @@ class ModelCache:
                     model=name,
                     writer=writer,
                     progress=progress,
+                    seal=seal,
                 )
 
             return self.build(name, fill, needed_bytes=0, progress=progress)

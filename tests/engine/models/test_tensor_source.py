@@ -16,7 +16,7 @@ from deepseek.engine.models.tensor_source import ChunkSource, open_source
 from deepseek.engine.ops.reference import ReferenceOps
 from deepseek.weights.cache import ModelCache
 from deepseek.weights.model_directory import open_model_directory
-from deepseek.weights.store.reader import Verify, open_model
+from deepseek.weights.store.reader import Reading, Verify, open_model
 from tests.engine.models.paged import full_logits
 
 PROMPT = [5, 300, 17, 2, 41, 99, 8]
@@ -112,7 +112,7 @@ def test_nothing_is_loaded_of_a_damaged_model(llama: Path) -> None:
         pack.write(b"damage")
     for verify in (Verify.ONCE, Verify.ALWAYS):
         with pytest.raises(CorruptWeights, match=r"tensor 'model\.embed_tokens\.weight'.*digest"):
-            open_source(llama, verify=verify)
+            open_source(llama, Reading(verify=verify))
     with pytest.raises(CorruptWeights, match="digest differs"):
         load_decoder(llama, dtype=torch.float32, device="cpu", ops=ReferenceOps())
     ChunkSource(open_model(llama), verify=Verify.NEVER)

@@ -59,6 +59,16 @@ def test_free_room_is_filled_with_the_most_worth_first() -> None:
     assert steps(residency, a=1, b=3, c=2) == ["preload b device", "preload c device"]
 
 
+def test_what_has_no_way_to_the_host_tier_gets_there_by_the_device_only() -> None:
+    there, blocked = model("a", held=DEVICE), replace(model("b"), held=NOWHERE)
+    open_way = tiers(there, blocked, device=10, host=10)
+    assert steps(open_way, a=3, b=1) == ["preload b host"]
+    shut = tiers(there, replace(blocked, has_way_to_host=False), device=10, host=10)
+    assert steps(shut, a=3, b=1) == []
+    wanted = tiers(model("a"), replace(blocked, has_way_to_host=False), device=20, host=20)
+    assert steps(wanted, a=3, b=1) == ["preload a device", "preload b device"]
+
+
 def test_a_preload_displaces_what_is_worth_less_by_the_margin() -> None:
     residency = tiers(model("a", held=BOTH), model("b"), device=10)
     assert steps(residency, a=1.0, b=1.2) == []

@@ -156,11 +156,13 @@ def test_leaving_the_loop_cancels(model: Path, ahead: int) -> None:
 
 
 def test_a_chunk_is_checked_once_a_process_unless_told_otherwise(
-    model: Path, store: ChunkStore
+    model: Path, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = open_model(model)
-    filled(reader)
     flip_a_bit(store, 100)
+    reader = open_model(model)
+    with store.opened(reader.manifest.sizes) as chunks:
+        checked = {chunks.copy_of(chunk.digest) for chunk in reader.image.chunks}
+    monkeypatch.setattr(reader_module, "_checked", checked)  # as if the disk had lost the bit since
     filled(reader)
     reader.map()
     filled(reader, verify=Verify.NEVER)
@@ -170,6 +172,17 @@ def test_a_chunk_is_checked_once_a_process_unless_told_otherwise(
     ):
         with pytest.raises(CorruptWeights, match="its digest differs"):
             read()
+
+
+def test_a_pack_that_was_written_to_is_checked_again(model: Path, store: ChunkStore) -> None:
+    reader = open_model(model)
+    filled(reader)
+    flip_a_bit(store, 100)
+    for read in (lambda: filled(reader), reader.map):
+        with pytest.raises(CorruptWeights, match="its digest differs"):
+            read()
+    flip_a_bit(store, 100)
+    reader.map()
 
 
 def test_what_another_process_found_intact_is_checked_again(

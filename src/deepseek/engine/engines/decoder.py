@@ -16,11 +16,12 @@ import torch
 
 from deepseek.core.errors import InvalidRequest
 from deepseek.core.load import ModelLoad
+from deepseek.core.precision import Precision
 from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, FinishReason
 from deepseek.core.wire import Failed, TokenDelta
 from deepseek.engine.adapters import AdapterSet
-from deepseek.engine.base import Output, Request, StepReport
+from deepseek.engine.base import BeforePiece, Output, Request, StepReport, at_once
 from deepseek.engine.batch_scheduler import BatchScheduler, Part
 from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.request_checks import check_generation
@@ -58,7 +59,9 @@ class DecoderEngine:
         max_model_len: int,
         adapters: AdapterSet,
         speculation: Speculation | None = None,
+        precisions: Rows[Precision] = (),
     ) -> None:
+        """`precisions`: those that the model's layers compute in as rows ask, best first."""
         self.name = name
         self.max_model_len = max_model_len
         self._runner = runner
@@ -68,9 +71,11 @@ class DecoderEngine:
         self._vocab_size = vocab_size
         self._adapters = adapters
         self._speculation = speculation
+        self._precisions = precisions
         self._in_flight: PendingStep | None = None
         self._qos = QoS()
         self._found_no_memory = False
+        self._is_parked = False
         self.last_step: StepReport | None = None
 
     @property
@@ -102,7 +107,12 @@ class DecoderEngine:
         """Check a generation and queue it."""
         if isinstance(request, EncodeRequest):
             raise InvalidRequest(f"model {self.name!r} generates; it does not encode")
-        check_generation(request, max_model_len=self.max_model_len, vocab_size=self._vocab_size)
+        check_generation(
+            request,
+            max_model_len=self.max_model_len,
+            vocab_size=self._vocab_size,
+            precisions=self._precisions,
+        )
         params, prompt = request.sampling, request.prompt_token_ids
         matcher = self._grammars.matcher(params.grammar) if params.grammar else None
         adapter = None if request.adapter is None else self._adapters.acquire(request.adapter)
@@ -110,6 +120,7 @@ class DecoderEngine:
         self._scheduler.add(
             Sequence(
                 adapter=adapter,
+                precision=request.precision or next(iter(self._precisions), None),
                 request=request,
                 tokens=list(prompt),
                 num_prompt=len(prompt),
@@ -125,6 +136,8 @@ class DecoderEngine:
 
     def step(self, plan: StepPlan | None = None) -> list[Output]:
         """Run one mixed batch, or start it and return what the one before it produced."""
+        if self._is_parked:
+            raise RuntimeError(f"model {self.name!r} is parked; wake it before its next step")
         self.last_step = None
         self._found_no_memory = False
         if self._in_flight is not None and self._must_wait():
@@ -176,22 +189,25 @@ class DecoderEngine:
 
     @property
     def can_park(self) -> bool:
-        """Whether the model can leave the device for the host's memory: see `park`."""
+        """Whether the model can leave the device: see `deepseek.engine.base.Parkable`."""
         return self._runner.can_park
 
     def park(self) -> None:
-        """Leave the device, where nothing is to be done; `wake` before the next step."""
+        """Leave the device, cached prefixes forgotten; raises `RuntimeError` beside work."""
         if self.has_work:
             raise RuntimeError(f"model {self.name!r} has work and cannot leave the device")
         self._scheduler.pool.forget()
         self._runner.park()
+        self._is_parked = True
 
-    def wake(self) -> None:
-        """Come back; raises `torch.OutOfMemoryError` where there is no room, and nothing changes.
+    def wake(self, before_piece: BeforePiece = at_once) -> None:
+        """Come back; the copy of the weights is queued before what this thread does next."""
+        self._runner.wake(before_piece)
+        self._is_parked = False
 
-        Returns when the copy of the weights has been queued; steps wait for it on the device.
-        """
-        self._runner.wake()
+    def drop_host_copy(self) -> None:
+        """Stay on the device from now on."""
+        self._runner.drop_host_copy()
 
     def close(self) -> None:
         """Forget all requests, weights and adapters."""
@@ -204,6 +220,11 @@ class DecoderEngine:
     def warm_up(self) -> None:
         """Read the tokenizer, which constrained requests need and others do not."""
         self._grammars.warm_up()
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters that take requests."""
+        return self._adapters.names
 
     def prepare_adapter(self, name: str, path: Path) -> Callable[[], None]:
         """Read a LoRA adapter; see `deepseek.engine.base.AdapterHost`."""

@@ -10,6 +10,7 @@ from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.configs import read_config
 from deepseek.engine.models.projection import Projection
 from deepseek.engine.models.tensor_source import TensorSource, open_source
+from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
 
 class Checkpoint:
@@ -22,13 +23,17 @@ class Checkpoint:
         dtype: torch.dtype,
         device: str,
         linear_factory: LinearFactory = make_linear,
+        head_factory: LinearFactory | None = None,
         source: TensorSource | None = None,
+        reading: Reading = DEFAULT_READING,
     ) -> None:
         """Open the weights; tensors are read when asked for, layers made by `linear_factory`.
 
-        `source`: where tensors come from, if not from the directory.
+        `head_factory` makes the one of the logits, where that is to be another. `source`: where
+        tensors come from, if not from the directory; `reading`: how chunks are checked and opened.
         """
         self._linear_factory = linear_factory
+        self._head_factory = head_factory or linear_factory
         self.projections: list[Projection] = []
         """Every layer that `linear` has made: where an adapter may act."""
         self.path = path
@@ -37,7 +42,7 @@ class Checkpoint:
         self.config: Any = read_config(path)
         """Of the family's own class in `deepseek.engine.models.configs`."""
         self.architecture: str = self.config.architecture
-        self.source: TensorSource = open_source(path) if source is None else source
+        self.source: TensorSource = open_source(path, reading) if source is None else source
 
     def has(self, name: str) -> bool:
         """Say whether a tensor of this name exists."""
@@ -66,7 +71,7 @@ class Checkpoint:
 
         Names are without `.weight`; biases are taken where the checkpoint has them. `transposed`
         says that weights are stored (in, out), as GPT-2 does. A model must call the layer with its
-        batch's adapters: whoever makes a layer here lets adapters change it.
+        batch's choices: whoever makes a layer here lets rows choose adapter and precision.
         """
         weights = []
         for name, out in zip(names, out_features, strict=True):
@@ -89,4 +94,4 @@ class Checkpoint:
 
     def head(self, weight: torch.Tensor) -> torch.nn.Module:
         """Return the layer that makes logits, (vocab, hidden); no adapter changes it."""
-        return self._linear_factory(weight)
+        return self._head_factory(weight)

@@ -16,6 +16,7 @@ from deepseek.engine.models.packed_bert import MODEL_TYPES
 from deepseek.engine.models.packed_encoder import PackedEncoder
 from deepseek.engine.ops.base import Ops
 from deepseek.weights.model_directory import ModelDirectory
+from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
 if TYPE_CHECKING:
     from deepseek.engine.models.padded_encoder import PaddedEncoder
@@ -57,8 +58,9 @@ def load_encoder(
     device: str,
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
+    reading: Reading = DEFAULT_READING,
 ) -> Encoder:
-    """Load a model directory.
+    """Load a model directory, its weights read as `reading` says.
 
     Raises `CorruptWeights` where weights are damaged or contradict the config, `UnsupportedModel`
     for a variant that cannot be run.
@@ -67,9 +69,11 @@ def load_encoder(
     logger.info("%s runs %s", directory.path, "packed" if is_packed else "padded")
     if not is_packed:
         cls = _padded_encoder(directory)
-        return cls(directory, dtype=dtype, device=device, linear_factory=linear_factory)
+        return cls(
+            directory, dtype=dtype, device=device, linear_factory=linear_factory, reading=reading
+        )
     checkpoint = Checkpoint(
-        directory.path, dtype=dtype, device=device, linear_factory=linear_factory
+        directory.path, dtype=dtype, device=device, linear_factory=linear_factory, reading=reading
     )
     return PackedEncoder(directory, checkpoint, ops)
 

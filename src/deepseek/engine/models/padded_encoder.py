@@ -15,6 +15,7 @@ from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.encoder_heads import SentenceHead, has_classifier
 from deepseek.engine.models.tensor_source import open_source
 from deepseek.weights.model_directory import ModelDirectory
+from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
 MAX_BATCH = 64
 """Sequences that run together at most."""
@@ -30,10 +31,11 @@ class PaddedEncoder:
         dtype: torch.dtype,
         device: str,
         linear_factory: LinearFactory = make_linear,
+        reading: Reading = DEFAULT_READING,
     ) -> None:
         """Load the directory; raises `CorruptWeights` or `UnsupportedModel`."""
         self._device = device
-        self._model = _load_model(directory, dtype).to(device).eval()
+        self._model = _load_model(directory, dtype, reading).to(device).eval()
         _replace_linears(self._model, linear_factory)
         config = self._model.config
         self.vocab_size: int = config.vocab_size
@@ -85,12 +87,15 @@ class PaddedEncoder:
         return torch.from_numpy(table).to(self._device)
 
 
-def _load_model(directory: ModelDirectory, dtype: torch.dtype) -> Any:
+def _load_model(directory: ModelDirectory, dtype: torch.dtype, reading: Reading) -> Any:
     disable_progress_bar()  # the log is read by people and machines
     cls: Any = AutoModelForSequenceClassification if has_classifier(directory) else AutoModel
     try:
-        load = _load_chunks if directory.manifest is not None else _load_files
-        model, report = load(cls, directory, dtype=dtype, output_loading_info=True)
+        options = {"dtype": dtype, "output_loading_info": True}
+        if directory.manifest is not None:
+            model, report = _load_chunks(cls, directory, reading, **options)
+        else:
+            model, report = _load_files(cls, directory, **options)
     except SafetensorError as error:
         raise CorruptWeights(f"{directory.path}: damaged weights ({error})") from error
     except (ValueError, RuntimeError) as error:
@@ -107,8 +112,8 @@ def _load_files(cls: Any, directory: ModelDirectory, **options: Any) -> Any:
     )
 
 
-def _load_chunks(cls: Any, directory: ModelDirectory, **options: Any) -> Any:
-    source = open_source(directory.path)
+def _load_chunks(cls: Any, directory: ModelDirectory, reading: Reading, **options: Any) -> Any:
+    source = open_source(directory.path, reading)
     config = AutoConfig.from_pretrained(directory.path, local_files_only=True)
     with torch.device("meta"):  # only to learn its class, which alone takes tensors without files
         model_class = type(cls.from_config(config))

@@ -12,6 +12,7 @@ from deepseek.engine.models.deepseek_v3 import DeepseekV3Decoder
 from deepseek.engine.models.formats import BlockFp8Checkpoint
 from deepseek.engine.models.mtp import MTPDrafter
 from deepseek.engine.ops.base import Ops
+from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "deepseek.engine.models.llama:LlamaDecoder",
@@ -33,13 +34,24 @@ def load_decoder(
     device: str,
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
+    head_factory: LinearFactory | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> Decoder:
-    """Load a Hugging Face model directory.
+    """Load a Hugging Face model directory, its weights read as `reading` says.
+
+    Layers are made by `linear_factory`, that of the logits by `head_factory` where it is another.
 
     Raises `UnsupportedModel` for an unknown architecture and `CorruptWeights` where the weights
     are damaged or contradict the config.
     """
-    checkpoint = BlockFp8Checkpoint(path, dtype=dtype, device=device, linear_factory=linear_factory)
+    checkpoint = BlockFp8Checkpoint(
+        path,
+        dtype=dtype,
+        device=device,
+        linear_factory=linear_factory,
+        head_factory=head_factory,
+        reading=reading,
+    )
     target = ARCHITECTURES.get(checkpoint.architecture)
     if target is None:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -59,9 +71,12 @@ def load_drafter(
     device: str,
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
+    reading: Reading = DEFAULT_READING,
 ) -> MTPDrafter | None:
     """Load the drafter that comes with the weights of `target`; None where none does."""
     if not isinstance(target, DeepseekV3Decoder):
         return None
-    checkpoint = BlockFp8Checkpoint(path, dtype=dtype, device=device, linear_factory=linear_factory)
+    checkpoint = BlockFp8Checkpoint(
+        path, dtype=dtype, device=device, linear_factory=linear_factory, reading=reading
+    )
     return MTPDrafter(checkpoint, ops, target=target) if MTPDrafter.is_in(checkpoint) else None

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from deepseek.core.errors import CorruptWeights, UnsupportedModel
 from deepseek.weights.store.first_use import in_first_use_order
 from deepseek.weights.store.manifest import has_manifest
-from deepseek.weights.store.reader import KeySource, ModelReader, Verify, open_model
+from deepseek.weights.store.reader import DEFAULT_READING, ModelReader, Reading, Verify, open_model
 
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
@@ -50,16 +50,14 @@ class TensorSource(Protocol):
         ...
 
 
-def open_source(
-    path: Path, *, keys: KeySource | None = None, verify: Verify = Verify.ONCE
-) -> TensorSource:
+def open_source(path: Path, reading: Reading = DEFAULT_READING) -> TensorSource:
     """Return the tensors of a model directory: from its manifest where it has one.
 
-    Chunks are checked before this returns, as `verify` says; `keys` opens sealed ones. Raises
-    `CorruptWeights` and `ConfigurationError`.
+    Chunks are checked and opened before this returns, as `reading` says. Raises `CorruptWeights`
+    and `ConfigurationError`.
     """
     if has_manifest(path):
-        return ChunkSource(open_model(path, keys=keys), verify=verify)
+        return ChunkSource(open_model(path, keys=reading.keys), verify=reading.verify)
     return SafetensorsSource(path)
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
+from deepseek.core.plugins import PluginRegistry
 from deepseek.core.qos import QoS
 from deepseek.scheduling.batching.base import BatchingPolicy, StepLimits
-from deepseek.scheduling.plugins import PolicyRegistry
 
 PolicyMaker = Callable[[QoS, str, StepLimits], BatchingPolicy]
 """Makes the policy that the QoS of a model names, for steps within the limits."""
 
-_REGISTRY = PolicyRegistry(
+_REGISTRY = PluginRegistry(
     group="deepseek.batching_policies",
     setting="qos.policy",
     built_in={

@@ -55,6 +55,8 @@ class ModelState:
     device, it stays until they run."""
     may_preload: bool = True
     """False: loaded on demand only, as a model that its `keepAlive` has scaled to zero."""
+    has_way_to_host: bool = True
+    """False: nothing but a load to the device can bring it to the host tier now."""
 
     @property
     def tier(self) -> Tier:

@@ -208,6 +208,8 @@ def _is_preloadable(model: ModelState, tier: Tier) -> bool:
     """Say whether it makes sense to bring it there: not again, nor behind its own device copy."""
     if not (model.may_preload or model.is_pinned):
         return False
+    if tier is Tier.HOST and not model.has_way_to_host:
+        return False
     return tier not in model.held and Tier.DEVICE not in model.held
 
 

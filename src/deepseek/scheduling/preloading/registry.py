@@ -1,9 +1,9 @@
 """The preloading policies by name; entry-point group `deepseek.preloading_policies`."""
 
-from deepseek.scheduling.plugins import PolicyRegistry
+from deepseek.core.plugins import PluginRegistry
 from deepseek.scheduling.preloading.base import PreloadingPolicy
 
-_REGISTRY = PolicyRegistry(
+_REGISTRY = PluginRegistry(
     group="deepseek.preloading_policies",
     setting="pools.preloading",
     built_in={

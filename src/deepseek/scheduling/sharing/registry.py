@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
+from deepseek.core.plugins import PluginRegistry
 from deepseek.core.qos import QoS
-from deepseek.scheduling.plugins import PolicyRegistry
 from deepseek.scheduling.sharing.base import StepPolicy
 
-_REGISTRY = PolicyRegistry(
+_REGISTRY = PluginRegistry(
     group="deepseek.step_policies",
     setting="pools.step_policy",
     built_in={

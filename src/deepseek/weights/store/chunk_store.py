@@ -23,7 +23,13 @@ from deepseek.weights.store.packs import PACK_BYTES, PackWriter, pack_path, read
 _LOOK_UPS = 3
 """A pack may be compacted away between look-up and opening: once, not again and again."""
 
-ChunkCopy = tuple[int, int, int, str]
+ChunkCopy = tuple[int, int, int, int, str]
+
+
+def digest_of(stored: memoryview) -> str:
+    """Return the name of a chunk: BLAKE3 of its stored bytes."""
+    digest: str = blake3(stored).hexdigest()
+    return digest
 
 
 class ChunkStore:
@@ -113,7 +119,7 @@ class ChunkStore:
             yield chunks
 
     def _locate_all(self, digests: list[str]) -> dict[str, Location]:
-        located = self.index.locate(digests) if self.exists else {}
+        located = self.index.locate(digests)
         missing = [digest for digest in digests if digest not in located]
         if missing:
             raise CorruptWeights(
@@ -178,10 +184,13 @@ class OpenChunks:
         return self._files[self._located[digest].pack]
 
     def copy_of(self, digest: str) -> ChunkCopy:
-        """Return what tells this copy of a chunk from any other, of this or another store."""
+        """Return what tells this copy of a chunk from any other, of this or another store.
+
+        A pack that anybody has written to since holds other copies: its time of change differs.
+        """
         at = self._located[digest]
         stat = self._stats[at.pack]
-        return stat.st_dev, stat.st_ino, at.start, digest
+        return stat.st_dev, stat.st_ino, stat.st_ctime_ns, at.start, digest
 
     def where(self, digest: str) -> str:
         """Return a chunk's name and place for a message."""
@@ -192,6 +201,16 @@ class OpenChunks:
         """Fill `into`, of the chunk's stored length; raises `CorruptWeights` at a pack's end."""
         if not read_fully(self.file(digest), into, self.location(digest).start):
             raise CorruptWeights(f"{self.where(digest)} is cut off; import the models again")
+
+    def require_intact(self, digest: str, stored: memoryview) -> None:
+        """Raise `CorruptWeights` where a chunk's stored bytes are not those that it is named by."""
+        if digest_of(stored) != digest:
+            raise CorruptWeights(f"{self.where(digest)} is damaged: its digest differs")
+
+    def read_intact(self, digest: str, into: memoryview) -> None:
+        """Read a chunk and check it; raises `CorruptWeights` for whatever is wrong with it."""
+        self.read(digest, into)
+        self.require_intact(digest, into)
 
     def advise(self, digest: str) -> None:
         """Let the system read a chunk ahead; returns at once."""
@@ -223,7 +242,7 @@ class ChunkWriter:
         A chunk that is there already is read and compared first: a new model is never built on
         damaged bytes, and the damaged copy is replaced for all that use it.
         """
-        digest = blake3(data).hexdigest()
+        digest = digest_of(data)
         if digest not in self._new and not self._has(digest, len(data)):
             with self._explaining():
                 self._new[digest] = self._packs.append(data, in_step_with=start)
@@ -248,14 +267,12 @@ class ChunkWriter:
     def _has(self, digest: str, num_bytes: int) -> bool:
         if not self.store.index.locate([digest]):
             return False
-        stored = self._buffer[:num_bytes]
         try:
             with self.store.opened([(digest, num_bytes)]) as chunks:
-                chunks.read(digest, stored)
+                chunks.read_intact(digest, self._buffer[:num_bytes])
         except CorruptWeights:
             return False
-        found: str = blake3(stored).hexdigest()
-        return found == digest
+        return True
 
 
 def _resolved(directory: Path) -> Path:

@@ -8,15 +8,13 @@ the next collection goes on where this one ended.
 from dataclasses import dataclass
 from pathlib import Path
 
-from blake3 import blake3
-
 from deepseek.core.errors import CorruptWeights
 from deepseek.weights.progress import Progress
 from deepseek.weights.store.chunk_store import ChunkStore
 from deepseek.weights.store.cutting import MAX_CHUNK_BYTES, PAGE_BYTES, aligned
 from deepseek.weights.store.index import Location
 from deepseek.weights.store.manifest import has_manifest, read_manifest
-from deepseek.weights.store.packs import PackWriter, read_fully
+from deepseek.weights.store.packs import PackWriter
 
 _WORTH_COMPACTING = 0.25
 """Of a pack that is dead: below it, copying costs more than the room is worth."""
@@ -82,26 +80,29 @@ def _settle(store: ChunkStore, pack: int, writer: PackWriter) -> None:
     if chunks and size - live_bytes <= _WORTH_COMPACTING * size:
         return
     if chunks:
-        store.index.move(_copied(chunks, file, writer))
+        store.index.move(_copied(store, chunks, writer))
         writer.let_go_if_full()
     store.index.drop_pack(pack)
     file.unlink(missing_ok=True)
 
 
-def _copied(chunks: dict[str, Location], file: Path, writer: PackWriter) -> dict[str, Location]:
+def _copied(
+    store: ChunkStore, chunks: dict[str, Location], writer: PackWriter
+) -> dict[str, Location]:
     """Copy chunks, in their order, to other packs; a damaged one stops it."""
     buffer = memoryview(bytearray(MAX_CHUNK_BYTES))
     moved = {}
-    with file.open("rb") as source:
-        for digest, at in chunks.items():
-            content = buffer[: at.num_bytes]
-            is_whole = read_fully(source.fileno(), content, at.start)
-            if not is_whole or blake3(content).hexdigest() != digest:
-                raise CorruptWeights(
-                    f"chunk {digest[:16]} at {at.start} of {file} is damaged; deepseek models "
-                    "verify tells which models use it: remove them or import them again"
-                )
-            moved[digest] = writer.append(content, in_step_with=at.start)
+    try:
+        with store.opened([(digest, at.num_bytes) for digest, at in chunks.items()]) as opened:
+            for digest, at in chunks.items():
+                content = buffer[: at.num_bytes]
+                opened.read_intact(digest, content)
+                moved[digest] = writer.append(content, in_step_with=at.start)
+    except CorruptWeights as error:
+        raise CorruptWeights(
+            f"{error.message}; deepseek models verify tells which models use it: remove them or "
+            "import them again"
+        ) from error
     writer.flush()
     return moved
 

@@ -70,9 +70,14 @@ class Index:
 
     def locate(self, digests: Iterable[str]) -> dict[str, Location]:
         """Return where these chunks are; those that are nowhere are left out."""
+        if not self._file.exists():
+            return {}
         keys = [bytes.fromhex(digest) for digest in digests]
         found: dict[str, Location] = {}
-        with self._reading() as connection:
+        with self._for_reading() as connection:
+            if _version(connection) == 0:
+                return {}  # a kill left a file without tables
+            self._require_version(connection)
             for begin in range(0, len(keys), _MAX_VARIABLES):
                 some = keys[begin : begin + _MAX_VARIABLES]
                 query = _LOCATE.format(",".join("?" * len(some)))

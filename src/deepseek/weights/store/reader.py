@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
 from deepseek.core.errors import ConfigurationError, CorruptWeights
 from deepseek.weights.store.chunk_store import ChunkCopy, ChunkStore, OpenChunks
+from deepseek.weights.store.keys.base import KeySource
 from deepseek.weights.store.manifest import (
     TAG_BYTES,
     ChunkPlace,
@@ -57,8 +57,16 @@ class Verify(StrEnum):
     """Not at all: what the disk returns is believed. A sealed chunk's tag is checked even so."""
 
 
-KeySource = Callable[[str], bytes]
-"""Returns the 32 bytes of the key with this id; raises an error of `core.errors`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a model is read."""
+
+    verify: Verify = Verify.ONCE
+    keys: KeySource | None = None
+    """Hands out the keys of sealed models; there are none to open without it."""
+
+
+DEFAULT_READING = Reading()
 
 Into = Callable[[ChunkPlace], memoryview]
 """Returns the writable memory, of `num_bytes`, that a chunk's content is put into."""
@@ -76,7 +84,9 @@ def open_model(directory: Path, *, keys: KeySource | None = None) -> "ModelReade
         key_id = manifest.sealing.key_id
         if keys is None:
             raise ConfigurationError(
-                f"{directory}: the weights are sealed with key {key_id!r}; give a key source"
+                f"{directory}: the weights are sealed with key {key_id!r}; say where it is "
+                "(models.NAME.key)",
+                param="key",
             )
         # Needed for sealed models alone: other workers do without the cryptography package.
         from deepseek.weights.store.sealing import ChunkCipher  # noqa: PLC0415
@@ -175,11 +185,15 @@ class ModelReader:
 
     def _read_mapped(self, memory: memoryview, chunks: OpenChunks, verify: Verify) -> None:
         """Read piece after piece, and check what is due of each while the next is read."""
+        due = {c.index for c in self.image.chunks if self._is_due(c, chunks, verify)}
+        if not due:
+            populate(memory, 0, self.image.num_bytes)
+            return
 
         def check(piece: list[ChunkPlace], reading: Future[None]) -> None:
             reading.result()
             for chunk in piece:
-                if self._is_due(chunk, chunks, verify):
+                if chunk.index in due:
                     self._compare(chunk, chunks, memory[chunk.start : chunk.end])
 
         with _reader() as reader, _checkers() as checkers:
@@ -213,7 +227,7 @@ class ModelReader:
             try:
                 self._cipher.open(stored, content, index=chunk.index)
             except CorruptWeights as error:
-                raise self._fault(chunk, chunks, error.message) from error
+                raise self._fault(chunk, f"{chunks.where(chunk.digest)} {error.message}") from error
 
     def _is_due(self, chunk: ChunkPlace, chunks: OpenChunks, verify: Verify) -> bool:
         if verify is Verify.ONCE:
@@ -221,16 +235,18 @@ class ModelReader:
         return verify is Verify.ALWAYS
 
     def _compare(self, chunk: ChunkPlace, chunks: OpenChunks, stored: memoryview) -> None:
-        if blake3(stored).hexdigest() != chunk.digest:
-            raise self._fault(chunk, chunks, f"is damaged: its digest differs; {_AGAIN}")
+        try:
+            chunks.require_intact(chunk.digest, stored)
+        except CorruptWeights as error:
+            raise self._fault(chunk, f"{error.message}; {_AGAIN}") from error
         _checked.add(chunks.copy_of(chunk.digest))
 
-    def _fault(self, chunk: ChunkPlace, chunks: OpenChunks, fault: str) -> CorruptWeights:
+    def _fault(self, chunk: ChunkPlace, fault: str) -> CorruptWeights:
         names = self.image.tensors_in(chunk) or ["(none)"]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return CorruptWeights(
-            f"model {self.manifest.model!r}, tensor {names[0]!r}{more}: chunk {chunk.index} "
-            f"({chunks.where(chunk.digest)}) {fault}"
+            f"model {self.manifest.model!r}, tensor {names[0]!r}{more}: chunk {chunk.index} of "
+            f"{len(self.image.chunks)}: {fault}"
         )
 
 

@@ -6,6 +6,7 @@ private: who writes to one gets pages of its own, the file is never changed.
 """
 
 import ctypes
+import errno
 import mmap
 import os
 from collections.abc import Sequence
@@ -54,16 +55,27 @@ def map_side_by_side(runs: Sequence[Run], *, num_bytes: int) -> memoryview:
     memory = memoryview(reserved)[shift : shift + num_bytes]
     for run in runs:
         _map_over(memory, run)
+    # The page cache then reads a file by huge pages, where the file system has them: the disk gets
+    # few large requests, and what has come is mapped with one entry for 512 pages. A system that
+    # does not know huge pages refuses, and reads as it always does.
+    if num_bytes:
+        _libc.madvise(_address(memory), num_bytes, mmap.MADV_HUGEPAGE)
     return memory
 
 
 def populate(memory: memoryview, start: int, num_bytes: int) -> None:
     """Read a part, which begins at a page, into memory and map it: one call, not a fault a page.
 
-    Does nothing on a system that cannot: the part is then read when it is touched.
+    Does nothing on a system that cannot: the part is then read when it is touched. Raises `OSError`
+    where the disk cannot read it, which who touches it would not survive.
     """
-    if num_bytes:
-        _libc.madvise(_address(memory) + start, num_bytes, _MADV_POPULATE_READ)
+    if not num_bytes or not _libc.madvise(_address(memory) + start, num_bytes, _MADV_POPULATE_READ):
+        return
+    number = ctypes.get_errno()
+    if number == errno.EFAULT:  # its word for the bus error that it has kept from us
+        raise OSError(errno.EIO, "the disk cannot read all of a pack")
+    if number != errno.EINVAL:
+        raise OSError(number, f"cannot read {num_bytes} bytes of a pack: {os.strerror(number)}")
 
 
 def _map_over(memory: memoryview, run: Run) -> None:

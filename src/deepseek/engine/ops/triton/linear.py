@@ -183,7 +183,11 @@ class GpuLinear(torch.nn.Module):
         self.out_features, self.in_features = weight.shape
         self._weight = weight.contiguous()
         self._bias = bias
-        self._small = _small_linear(weight.device)
+
+    @property
+    def _small(self) -> SmallLinear:
+        """Not a field: the counters are not this layer's, nor its model's, to move or to count."""
+        return _small_linear(self._weight.device)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return (..., out) for (..., in)."""

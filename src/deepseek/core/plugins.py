@@ -1,4 +1,4 @@
-"""Finds a policy by its name: a built-in one, imported on use, or one of another package."""
+"""Finds a plug-in by its name: a built-in one, imported on use, or one of another package."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -8,8 +8,8 @@ from typing import Any
 from deepseek.core.errors import ConfigurationError
 
 
-class PolicyRegistry:
-    """The names of one kind of policy."""
+class PluginRegistry:
+    """The names of one kind of plug-in."""
 
     def __init__(self, *, group: str, setting: str, built_in: Mapping[str, str]) -> None:
         """`built_in`: names to `module:Class`; `group`: the entry points of other packages."""

@@ -1,0 +1,1 @@
+"""Where the keys of sealed models come from: a plug-in point, `deepseek.key_sources`."""

@@ -19,6 +19,7 @@ from deepseek.core.errors import ConfigurationError, InvalidRequest, ModelNotFou
 from deepseek.core.qos import QoS
 from deepseek.deployment_file import DeploymentFile, parse_deployment
 from deepseek.scheduling.decision_log import replay
+from deepseek.scheduling.precision.policy import RequestKind
 from deepseek.serving.base import SettingChange
 from deepseek.serving.platform import Platform
 from deepseek.weights.progress import SilentProgress
@@ -202,6 +203,29 @@ class TestLive:
             changes = await deployment.apply(changed(data, foreign={"share": 2}))
             assert [(c.model, c.after) for c in changes] == [("foreign", 2.0)]
             assert qos_of(platform)["foreign"].weight == 2.0
+
+    async def test_precision_changes_for_the_next_request(
+        self, tiny_llama_dir: Path, tiny_bert_dir: Path, tmp_path: Path
+    ) -> None:
+        data = two_pools(tiny_llama_dir, tiny_bert_dir, tmp_path)
+        data["models"]["chat"]["quantization"] = "nested"
+        kind = RequestKind(num_prompt_tokens=1, max_answer_tokens=1)
+
+        def chosen() -> str:
+            choice = platform.generator("chat").choose_precision(kind, named=None)
+            assert choice is not None
+            return choice.precision
+
+        async with live(data, tmp_path) as (deployment, platform):
+            assert chosen() == "int8"
+            coarse = changed(data, chat={"precision": {"default": "int4", "shedding": {}}})
+            told = {c.setting: (c.before, c.after) for c in await deployment.apply(coarse)}
+            assert told["precision.default"] == (None, "int4")
+            assert told["precision.shedding.wait"] == (None, 2.0)
+            assert chosen() == "int4"
+            told = {c.setting: (c.before, c.after) for c in await deployment.apply(data)}
+            assert told["precision.default"] == ("int4", None)
+            assert chosen() == "int8"
 
     async def test_a_file_that_differs_elsewhere_changes_nothing(
         self, tiny_llama_dir: Path, tiny_bert_dir: Path, tmp_path: Path

@@ -114,10 +114,13 @@ def fixed_differences(served: DeploymentFile, wanted: DeploymentFile) -> Iterato
 def _live_changes(
     name: str, before: ModelSettings, after: ModelSettings
 ) -> Iterator[SettingChange]:
-    old = dict(_flat(before.model_dump(include=set(LIVE_SETTINGS))))
-    for setting, value in _flat(after.model_dump(include=set(LIVE_SETTINGS))):
-        if old[setting] != value:
-            yield SettingChange(model=name, setting=setting, before=old[setting], after=value)
+    old, new = (
+        dict(_flat(settings.model_dump(include=set(LIVE_SETTINGS)))) for settings in (before, after)
+    )
+    for setting in old | new:  # a section may be left out of either
+        was, is_now = old.get(setting), new.get(setting)
+        if was != is_now:
+            yield SettingChange(model=name, setting=setting, before=was, after=is_now)
 
 
 def _shown(value: Any) -> str:

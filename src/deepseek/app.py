@@ -40,6 +40,7 @@ from deepseek.gateway.server import Gateway, bind
 from deepseek.serving.deployments import Deployment, Generator
 from deepseek.serving.encoders import EncoderDeployment
 from deepseek.serving.platform import Platform
+from deepseek.serving.precision_faults import check_engine_switches
 from deepseek.serving.qos_faults import check_engine_takes_qos
 from deepseek.serving.replica import Observer, Replica, RestartPolicy, WorkerState
 from deepseek.serving.residency_faults import check_engine_lets_go
@@ -147,6 +148,7 @@ def find_model(
     _check_task(name, settings, directory)
     check_engine_takes_qos(name, settings, directory)
     check_engine_lets_go(name, settings, directory)
+    check_engine_switches(name, settings, directory)
     _check_adapters(name, settings, directory, base_dir=base_dir)
     return directory
 

@@ -20,6 +20,7 @@ from deepseek.engine.settings import PoolSettings
 from deepseek.gateway.settings import GatewaySettings
 from deepseek.scheduling.sharing.registry import step_policy_names
 from deepseek.serving.key_faults import key_faults
+from deepseek.serving.precision_faults import precision_faults
 from deepseek.serving.qos_faults import qos_faults
 from deepseek.serving.residency_faults import preloading_faults, residency_faults
 from deepseek.serving.settings import ModelName, ModelSettings
@@ -166,6 +167,7 @@ def _cross_faults(data: Any) -> list[tuple[KeyPath, str]]:
     found += [(("models", *place), text) for place, text in qos_faults(models, pools)]
     found += [(("models", *place), text) for place, text in residency_faults(models)]
     found += [(("models", *place), text) for place, text in key_faults(models)]
+    found += [(("models", *place), text) for place, text in precision_faults(models, pools)]
     found += [(("pools", *place), text) for place, text in preloading_faults(pools)]
     for name, settings in pools.items():
         key = spelling_of(settings, "step_policy")
@@ -253,7 +255,7 @@ def _add_bounds(schema: dict[str, Any], name: str, metadata: list[Any]) -> None:
     keywords = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
     for section in _objects(schema):
         for choice in section.get("properties", {}).get(name, {}).get("anyOf", ()):
-            if choice["type"] in ("integer", "number"):
+            if choice.get("type") in ("integer", "number"):
                 choice.update(
                     (word, getattr(bound, key))
                     for bound in metadata

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from deepseek.core.precision import Precision
 from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.core.wire import Failed, TokenDelta
 from deepseek.engine.adapters import AdapterSet
@@ -12,7 +13,9 @@ from deepseek.engine.engines.decoder import DecoderEngine
 from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.kv_cache import DEFAULT_BLOCK_TOKENS, BlockPool
 from deepseek.engine.kv_storage import KVStorage
+from deepseek.engine.linear import head_factory, linear_factory
 from deepseek.engine.models.registry import load_decoder
+from deepseek.engine.nested_linear import PRECISIONS
 from deepseek.engine.ops.registry import make_ops
 from deepseek.engine.prompt_lookup import PromptLookup
 from deepseek.engine.runner import CpuRunner
@@ -37,8 +40,16 @@ def make_engine(
     speculation: Speculation | None = None,
     max_adapters: int = 4,
     runner_class: type[CpuRunner] = CpuRunner,
+    quantization: str | None = None,
 ) -> DecoderEngine:
-    decoder = load_decoder(path, dtype=torch.float32, device="cpu", ops=make_ops("cpu"))
+    decoder = load_decoder(
+        path,
+        dtype=torch.float32,
+        device="cpu",
+        ops=make_ops("cpu"),
+        linear_factory=linear_factory(quantization, device="cpu"),
+        head_factory=head_factory(quantization, device="cpu"),
+    )
     num_blocks = capacity_tokens // DEFAULT_BLOCK_TOKENS
     storage = KVStorage(
         decoder.kv_shape, num_blocks=num_blocks, block_tokens=DEFAULT_BLOCK_TOKENS, device="cpu"
@@ -62,12 +73,20 @@ def make_engine(
             max_rank=16,
         ),
         speculation=speculation,
+        precisions=PRECISIONS if quantization == "nested" else (),
     )
 
 
-def greedy(request_id: int, prompt: list[int], max_tokens: int) -> GenerateRequest:
-    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-    return GenerateRequest(id=request_id, model="m", prompt_token_ids=prompt, sampling=sampling)
+def greedy(
+    request_id: int, prompt: list[int], max_tokens: int, *, precision: Precision | None = None
+) -> GenerateRequest:
+    return GenerateRequest(
+        id=request_id,
+        model="m",
+        prompt_token_ids=prompt,
+        sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0),
+        precision=precision,
+    )
 
 
 def run_all(engine: DecoderEngine, requests: list[GenerateRequest]) -> dict[int, list[int]]:

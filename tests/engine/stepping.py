@@ -2,7 +2,7 @@
 
 import torch
 
-from deepseek.engine.batch import LayerKV, StepBatch
+from deepseek.engine.batch import NO_CHOICES, LayerKV, RowChoices, StepBatch
 from deepseek.engine.models.base import Decoder
 
 BLOCK_TOKENS = 16
@@ -29,9 +29,9 @@ def logits(
         num_decodes=0,
         max_query_rows=max(lens),
         max_context_len=max(lens),
-        adapters=None
+        choices=NO_CHOICES
         if adapters is None
-        else torch.tensor(adapters).repeat_interleave(torch.tensor(lens)),
+        else RowChoices(adapters=torch.tensor(adapters).repeat_interleave(torch.tensor(lens))),
     )
     with torch.inference_mode():
         return decoder.forward(batch, _layers(decoder, tables.numel()), rows=starts[1:] - 1)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from deepseek.core.precision import Precision
 from deepseek.engine.batch import StepBatch
 from deepseek.engine.packed_inputs import InputLayout
 from deepseek.engine.runner import to_batch
@@ -25,6 +26,7 @@ def decodes() -> StepInputs:
         due_rows=ints(0, 1),
         awaited=ints(-1, 1),
         adapters=ints(0, 2),
+        precision=Precision.INT8,
         num_decodes=2,
         max_query_rows=1,
         max_context_len=9,
@@ -44,8 +46,8 @@ def test_an_exact_layout_gives_the_inputs_back() -> None:
     for field in ("positions", "kv_rows", "query_starts", "context_lens", "block_tables"):
         assert torch.equal(getattr(batch, field), getattr(expected, field)), field
     assert batch.token_ids.tolist() == [7, 60]
-    assert batch.adapters is not None
-    assert batch.adapters.tolist() == [0, 2]
+    assert batch.choices.adapters is not None
+    assert batch.choices.adapters.tolist() == [0, 2]
     assert due.tolist() == [0, 1]
 
 
@@ -57,7 +59,7 @@ def test_a_larger_layout_adds_sequences_that_are_stored_nowhere() -> None:
     assert batch.context_lens.tolist() == [5, 9, 0, 0]
     assert batch.query_starts.tolist() == [0, 1, 2, 3, 4]
     assert batch.block_tables.tolist() == [[1, 0, 0, 0, 0], [2, 3, 4, 0, 0], [0] * 5, [0] * 5]
-    assert batch.adapters is None
+    assert batch.choices.adapters is None
     assert batch.max_context_len == 20
 
 

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepseek.core.precision import Precision
 from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.engine.adapters import LoadedAdapter
 from deepseek.engine.batch_scheduler import Part
@@ -16,7 +18,12 @@ BLOCK_TOKENS = 4
 
 
 def make_sequence(
-    tokens: list[int], blocks: list[int], *, request_id: int = 1, adapter: int = 0
+    tokens: list[int],
+    blocks: list[int],
+    *,
+    request_id: int = 1,
+    adapter: int = 0,
+    precision: Precision | None = None,
 ) -> Sequence:
     request = GenerateRequest(
         id=request_id,
@@ -32,6 +39,7 @@ def make_sequence(
         adapter=LoadedAdapter(name="a", index=adapter, salt=b"a", projections=())
         if adapter
         else None,
+        precision=precision,
     )
 
 
@@ -90,6 +98,32 @@ def test_every_row_of_a_sequence_has_its_adapter() -> None:
     inputs = build_inputs(parts, block_tokens=BLOCK_TOKENS, previous={})
     assert inputs.adapters is not None
     assert inputs.adapters.tolist() == [0, 3, 3, 3]
+
+
+@pytest.mark.parametrize("draft", [(), (50, 51)])
+def test_every_row_of_a_sequence_has_its_precision(draft: tuple[int, ...]) -> None:
+    fine = make_sequence([1, 2], [0, 5], precision=Precision.INT8)
+    coarse = make_sequence([3, 4, 5], [1], request_id=2, precision=Precision.INT4)
+    num_rows = 1 + len(draft)
+    parts = [
+        Part(fine, start=1, num_rows=num_rows, num_due=num_rows, draft=draft),
+        Part(coarse, start=0, num_rows=3, num_due=1),
+    ]
+    inputs = build_inputs(parts, block_tokens=BLOCK_TOKENS, previous={})
+    assert isinstance(inputs.precision, np.ndarray)
+    assert inputs.precision.tolist() == [True] * num_rows + [False] * 3
+    padded = pad_rows(inputs, inputs.num_rows + 2)
+    assert isinstance(padded.precision, np.ndarray)
+    assert padded.precision.tolist() == [True] * num_rows + [False] * 5
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4, None])
+def test_rows_of_one_precision_say_it_once(precision: Precision | None) -> None:
+    sequences = [make_sequence([1, 2], [n], request_id=n, precision=precision) for n in (1, 2)]
+    parts = [Part(sequence, start=1, num_rows=1, num_due=1) for sequence in sequences]
+    inputs = build_inputs(parts, block_tokens=BLOCK_TOKENS, previous={})
+    assert inputs.precision is (precision or Precision.INT8)
+    assert pad_rows(inputs, 4).precision is inputs.precision
 
 
 def test_padding_adds_rows_of_nobody_and_touches_nothing_else() -> None:

@@ -26,7 +26,9 @@ from deepseek.core.errors import (
     WorkerCrashed,
     WrongTask,
 )
+from deepseek.core.precision import Precision
 from deepseek.core.requests import Task
+from deepseek.scheduling.precision.policy import PrecisionChoice, Reason, RequestKind
 from deepseek.serving.base import (
     Administration,
     Deployments,
@@ -109,8 +111,11 @@ class FakeGenerator:
         max_model_len: int = 100_000,
         default_max_tokens: int | None = None,
         parent: str = "",
+        precisions: Sequence[Precision] = (),
     ) -> None:
         self.name = name
+        self.precisions = precisions
+        self.kinds: list[RequestKind] = []
         self.deployment_name = parent or name
         self.max_model_len = max_model_len
         self.default_max_tokens = default_max_tokens
@@ -157,6 +162,17 @@ class FakeGenerator:
         complaint = LLMatcher.validate_grammar(grammar)
         if complaint:
             raise InvalidGrammar(f"no answer can follow it: {complaint}", param=param)
+
+    def choose_precision(
+        self, kind: RequestKind, *, named: Precision | None
+    ) -> PrecisionChoice | None:
+        self.kinds.append(kind)
+        if named is not None and named not in self.precisions:
+            raise UnsupportedParameter(f"precision: no {named} here", param="precision")
+        if not self.precisions:
+            return None
+        reason = Reason.DEFAULT if named is None else Reason.NAMED
+        return PrecisionChoice(precision=named or self.precisions[0], reason=reason)
 
     async def generate(
         self, prompts: Sequence[list[int]], options: GenerateOptions
@@ -250,6 +266,7 @@ class FakeDeployments:
             generator.name: generator
             for generator in (
                 FakeGenerator("echo"),
+                FakeGenerator("switching", precisions=[Precision.INT8, Precision.INT4]),
                 FakeGenerator("small", max_model_len=32, default_max_tokens=8),
                 FakeGenerator("stuck", get_stuck),
                 FakeGenerator("silent", keep_silent),

@@ -8,6 +8,7 @@ CROSS_FIELD = {
     # fields whose validity depends on the prompt, on another field, or on the model
     *("messages", "prompt", "max_tokens", "max_completion_tokens", "min_tokens", "top_logprobs"),
     *("stream_options", "echo", "tools", "tool_choice", "response_format", "dimensions"),
+    *("precision", "service_tier"),  # what the model has
     *("lora_name", "lora_path"),  # what is loaded, what is on the disk
     "models",  # of a deployment file: those that are served
 }

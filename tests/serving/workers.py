@@ -39,6 +39,7 @@ async def running_platform(
             adapters=[AdapterSpec(name=n, path=path) for n, path in given[name].adapters.items()],
             max_adapters=given[name].max_adapters,
             qos=given[name].to_qos(),
+            quantization=given[name].quantization,
             keep_alive_s=given[name].keep_alive,
             min_resident=given[name].min_resident,
             verify=given[name].verify,

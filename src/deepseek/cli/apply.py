@@ -1,4 +1,4 @@
-"""`deepseek apply`: give a running server the shares and QoS of a changed deployment file."""
+"""`deepseek apply`: give a running server the live settings of a changed deployment file."""
 
 import argparse
 import asyncio
@@ -8,16 +8,17 @@ from typing import Any
 
 from deepseek.cli.arguments import Subparsers, add_url_argument
 
-_DURATIONS = ("max_wait_time", "deadline.ttft", "deadline.itl")
+_DURATIONS = ("max_wait_time", "deadline.ttft", "deadline.itl", "shedding.wait", "shedding.calm")
 
 
 def register(commands: Subparsers) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "apply",
-        help="change shares and QoS of a running server, without a restart",
-        description="Give a running server the shares and QoS of a deployment file. Everything "
-        "else in it must be as it is served; if not, what differs is listed and nothing changed.",
+        help="change shares, QoS and precision of a running server, without a restart",
+        description="Give a running server the shares, QoS and precision of a deployment file. "
+        "Everything else in it must be as it is served; if not, what differs is listed and nothing "
+        "changed.",
     )
     parser.add_argument("-f", "--file", metavar="FILE", required=True, help="deployment file")
     add_url_argument(parser)

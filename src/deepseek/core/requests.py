@@ -7,6 +7,8 @@ spends its processor on the model.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from deepseek.core.precision import Precision
+
 
 class Task(StrEnum):
     """What a deployment does."""
@@ -66,6 +68,8 @@ class GenerateRequest:
     sampling: SamplingParams
     adapter: str | None = None
     """Name of a LoRA adapter loaded for the model; None: the model as it is."""
+    precision: Precision | None = None
+    """What to compute in, of the model's own; None: its best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ class LoadedAdapter:
 
     name: str
     index: int
-    """What `StepBatch.adapters` has in the rows of this adapter."""
+    """What `RowChoices.adapters` has in the rows of this adapter."""
     salt: bytes
     """Goes into the prefix cache's hashes: attention state of two loads is never the same."""
     projections: tuple[Projection, ...] = field(repr=False)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from deepseek.core.precision import Precision
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVShape:
@@ -44,6 +46,29 @@ class LayerKV:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowChoices:
+    """What the rows of a step choose, each for itself, in a model's linear layers."""
+
+    adapters: torch.Tensor | None = None
+    """(rows,) int64 index of each row's LoRA adapter, 0 for none; None when no row has one."""
+    precision: Precision | torch.Tensor = Precision.INT8
+    """What layers of several precisions compute in: one for all rows, or (rows,) bool, true where
+    INT8. Other layers do not look at it."""
+
+    def of(self, rows: torch.Tensor | slice) -> "RowChoices":
+        """Return the choices of these rows, in this order."""
+        adapters, precision = self.adapters, self.precision
+        return RowChoices(
+            adapters=None if adapters is None else adapters[rows],
+            precision=precision[rows] if isinstance(precision, torch.Tensor) else precision,
+        )
+
+
+NO_CHOICES = RowChoices()
+"""No adapter in any row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
     """The rows of one step. Rows of one sequence are consecutive; sequences that bring a single row
     (decoding ones) come first.
@@ -71,8 +96,7 @@ class StepBatch:
     max_query_rows: int
     """Rows of the sequence that has most."""
     max_context_len: int
-    adapters: torch.Tensor | None = None
-    """(rows,) int64 index of each row's LoRA adapter, 0 for none; None when no row has one."""
+    choices: RowChoices = NO_CHOICES
 
     @property
     def num_rows(self) -> int:
@@ -97,5 +121,5 @@ class StepBatch:
             num_decodes=count,
             max_query_rows=1,
             max_context_len=self.max_context_len,
-            adapters=None if self.adapters is None else self.adapters[rows],
+            choices=self.choices.of(rows),
         )

@@ -16,13 +16,14 @@ from deepseek.engine.grammar import GrammarCompiler
 from deepseek.engine.kv_budget import profile_kv_bytes
 from deepseek.engine.kv_cache import DEFAULT_BLOCK_TOKENS, BlockPool
 from deepseek.engine.kv_storage import KVStorage
-from deepseek.engine.linear import LinearFactory, linear_factory
+from deepseek.engine.linear import LinearFactory, head_factory, linear_factory
 from deepseek.engine.load_pace import LoadPace
 from deepseek.engine.models.base import Decoder
 from deepseek.engine.models.mtp import MTPDrafter
 from deepseek.engine.models.registry import load_decoder, load_drafter
 from deepseek.engine.mtp_runner import MTPRunner
 from deepseek.engine.mtp_speculation import MTPSpeculation
+from deepseek.engine.nested_linear import PRECISIONS
 from deepseek.engine.ops.registry import make_ops
 from deepseek.engine.parked_weights import ParkedWeights
 from deepseek.engine.prompt_lookup import PromptLookup
@@ -74,14 +75,16 @@ def _load(
         )
     limits = step_limits(spec, device)
     make_linear = linear_factory(model.quantization, device=device)
+    make_head = head_factory(model.quantization, device=device)
     if pace is not None:
-        make_linear = pace.applied_to(make_linear)
+        make_linear, make_head = pace.applied_to(make_linear), pace.applied_to(make_head)
     decoder = load_decoder(
         directory.path,
         dtype=dtype,
         device=device,
         ops=make_ops(device),
         linear_factory=make_linear,
+        head_factory=make_head,
         reading=reading_of(model, directory),
     )
     can_park = device != "cpu" and spec.host_weights_bytes > 0
@@ -156,6 +159,7 @@ def _load(
         max_model_len=max_len,
         adapters=adapters,
         speculation=speculation,
+        precisions=PRECISIONS if model.quantization == "nested" else (),
     )
     return engine, decoder.vocab_size, weights_bytes(decoder, head)
 

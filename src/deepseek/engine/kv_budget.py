@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from deepseek.core.errors import ConfigurationError
+from deepseek.core.precision import Precision
 from deepseek.engine.batch import LayerKV
 from deepseek.engine.kv_storage import KVStorage
 from deepseek.engine.models.base import Decoder
@@ -67,6 +68,7 @@ def _run_largest_step(
         due_rows=rows[-num_due:],
         awaited=None,
         adapters=None,
+        precision=Precision.INT8,
         num_decodes=int(num_rows == 1),
         max_query_rows=num_rows,
         max_context_len=num_rows,

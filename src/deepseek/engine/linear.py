@@ -9,6 +9,8 @@ import torch
 from torch.nn import functional
 
 from deepseek.core.errors import ConfigurationError
+from deepseek.core.precision import Precision
+from deepseek.engine.nested_linear import make_nested_linear
 from deepseek.engine.quantized_linear import make_int8_linear
 from deepseek.native.library import Bf16Weights, Kernels, load_kernels
 
@@ -26,6 +28,20 @@ class LinearFactory(Protocol):
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
         """Return a module that maps (..., in) to (..., out) for a weight (out, in)."""
+        ...
+
+
+@runtime_checkable
+class SwitchingLinear(Protocol):
+    """A layer of several precisions, chosen from call to call and row by row."""
+
+    def in_precision(
+        self, inputs: torch.Tensor, precision: Precision | torch.Tensor
+    ) -> torch.Tensor:
+        """Return (rows, out) for (rows, in); `precision` is `RowChoices.precision`.
+
+        What a row gets does not depend on the rows it is batched with, nor on their precision.
+        """
         ...
 
 
@@ -194,16 +210,31 @@ def pack_linears(module: torch.nn.Module) -> None:
 
 
 def linear_factory(quantization: str | None, *, device: str) -> LinearFactory:
-    """Return what makes a model's layers: as stored (None), or in INT8 (`int8`, on CPUs).
+    """Return what makes a model's layers: as stored (None), or quantised, on CPUs.
 
     Raises `ConfigurationError` for another name or device.
     """
     if quantization is None:
         return make_linear
-    if quantization == "int8" and device != "cpu":
+    factory = _QUANTIZED.get(quantization)
+    if factory is None:
+        known = ", ".join(_QUANTIZED)
+        raise ConfigurationError(f"quantization {quantization!r} is unknown; known: {known}")
+    if device != "cpu":
         raise ConfigurationError(
-            f"quantization 'int8' runs on CPUs, this pool's device is {device!r}; leave it out"
+            f"quantization {quantization!r} runs on CPUs, this pool's device is {device!r}; leave "
+            "it out"
         )
-    if quantization == "int8":
-        return make_int8_linear
-    raise ConfigurationError(f"quantization {quantization!r} is unknown; known: int8")
+    return factory
+
+
+def head_factory(quantization: str | None, *, device: str) -> LinearFactory:
+    """Return what makes the layer of a decoder's logits; raises as `linear_factory`.
+
+    Beside nested layers it stays as stored: coarse weights harm no other layer as much.
+    """
+    factory = linear_factory(quantization, device=device)
+    return make_linear if quantization == "nested" else factory
+
+
+_QUANTIZED: dict[str, LinearFactory] = {"int8": make_int8_linear, "nested": make_nested_linear}

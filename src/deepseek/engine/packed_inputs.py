@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from deepseek.engine.batch import StepBatch
+from deepseek.engine.batch import RowChoices, StepBatch
 from deepseek.engine.step_inputs import Ints, StepInputs
 
 
@@ -111,7 +111,7 @@ class InputLayout:
             num_decodes=self.num_decodes,
             max_query_rows=self.max_query_rows,
             max_context_len=self.max_context_len,
-            adapters=adapters.long() if self.has_adapters else None,
+            choices=RowChoices(adapters=adapters.long() if self.has_adapters else None),
         )
         return batch, due.long()
 

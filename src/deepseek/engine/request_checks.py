@@ -1,11 +1,23 @@
 """What every engine refuses, in the same words."""
 
-from deepseek.core.errors import ContextLengthExceeded, InvalidRequest
+from collections.abc import Sequence
+
+from deepseek.core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+from deepseek.core.precision import Precision
 from deepseek.core.requests import GenerateRequest
 
 
-def check_generation(request: GenerateRequest, *, max_model_len: int, vocab_size: int) -> None:
-    """Raise `InvalidRequest` for a generation that a model of these limits can never serve."""
+def check_generation(
+    request: GenerateRequest,
+    *,
+    max_model_len: int,
+    vocab_size: int,
+    precisions: Sequence[Precision] = (),
+) -> None:
+    """Raise `InvalidRequest` for a generation that a model of these limits can never serve.
+
+    `precisions`: what a request may choose from; empty where there is no choice.
+    """
     prompt, params = request.prompt_token_ids, request.sampling
     if not prompt:
         raise InvalidRequest("the prompt has no tokens", param="prompt")
@@ -29,3 +41,9 @@ def check_generation(request: GenerateRequest, *, max_model_len: int, vocab_size
                 f"{param}: token id {unknown} is not in the vocabulary, 0 to {vocab_size - 1}",
                 param=param,
             )
+    if request.precision is not None and request.precision not in precisions:
+        known = f"has {' and '.join(precisions)}" if precisions else "leaves no choice of it"
+        raise UnsupportedParameter(
+            f"precision: {str(request.precision)!r} cannot be had; model {request.model!r} {known}",
+            param="precision",
+        )

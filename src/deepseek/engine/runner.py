@@ -7,8 +7,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from deepseek.core.precision import Precision
 from deepseek.engine.base import BeforePiece
-from deepseek.engine.batch import StepBatch
+from deepseek.engine.batch import RowChoices, StepBatch
 from deepseek.engine.batch_scheduler import Part
 from deepseek.engine.kv_storage import KVStorage
 from deepseek.engine.models.base import Decoder
@@ -154,7 +155,7 @@ def awaited_tokens(previous: PendingStep | None) -> dict[int, int]:
 
 def to_batch(inputs: StepInputs) -> StepBatch:
     """Return the inputs as tensors that share the arrays' memory."""
-    adapters = inputs.adapters
+    adapters, precision = inputs.adapters, inputs.precision
     return StepBatch(
         token_ids=torch.from_numpy(inputs.token_ids).long(),
         positions=torch.from_numpy(inputs.positions).long(),
@@ -165,7 +166,12 @@ def to_batch(inputs: StepInputs) -> StepBatch:
         num_decodes=inputs.num_decodes,
         max_query_rows=inputs.max_query_rows,
         max_context_len=inputs.max_context_len,
-        adapters=None if adapters is None else torch.from_numpy(adapters).long(),
+        choices=RowChoices(
+            adapters=None if adapters is None else torch.from_numpy(adapters).long(),
+            precision=precision
+            if isinstance(precision, Precision)
+            else torch.from_numpy(precision),
+        ),
     )
 
 

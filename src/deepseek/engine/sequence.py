@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from deepseek.core.precision import Precision
 from deepseek.core.requests import GenerateRequest, SamplingParams
 from deepseek.engine.adapters import LoadedAdapter
 from deepseek.engine.drafts import Acceptance, Guess, Lookup
@@ -49,6 +50,8 @@ class Sequence:
     """True once a step has held part of it."""
     adapter: LoadedAdapter | None = None
     """The LoRA adapter, acquired until the sequence is over."""
+    precision: Precision | None = None
+    """What all its rows are computed in, INT8 or INT4; None where the model has no choice."""
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     """Digests of the full blocks of `tokens`, as far as they have been needed."""
@@ -82,12 +85,13 @@ class Sequence:
 
     @property
     def salt(self) -> bytes:
-        """What keeps the KV blocks of different adapters apart."""
-        return b"" if self.adapter is None else self.adapter.salt
+        """What keeps the KV blocks of different adapters and precisions apart."""
+        adapter = b"" if self.adapter is None else self.adapter.salt
+        return adapter if self.precision is None else adapter + f"\0{self.precision}".encode()
 
     @property
     def adapter_index(self) -> int:
-        """What `StepBatch.adapters` has in the sequence's rows."""
+        """What `RowChoices.adapters` has in the sequence's rows."""
         return 0 if self.adapter is None else self.adapter.index
 
     @property

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from deepseek.core.precision import Precision
 from deepseek.engine.batch_scheduler import Part
 
 Ints = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,8 @@ class StepInputs:
     """(rows,) index among the previous step's tokens of the row's token, -1 where it is known
     already; None when every token is."""
     adapters: Ints | None
+    precision: Precision | Bools
+    """As in `deepseek.engine.batch.RowChoices`."""
     num_decodes: int
     max_query_rows: int
     max_context_len: int
@@ -50,6 +54,7 @@ class StepInputs:
             due_rows=none,
             awaited=None,
             adapters=None,
+            precision=Precision.INT8,
             num_decodes=0,
             max_query_rows=0,
             max_context_len=0,
@@ -96,6 +101,7 @@ def build_inputs(
         due_rows=np.array(due_rows, dtype=np.int32),
         awaited=_awaited(awaited, len(token_ids)) if awaited else None,
         adapters=_adapters(parts, owners),
+        precision=_precision(parts, owners),
         num_decodes=int(np.count_nonzero(counts == 1)),
         max_query_rows=int(counts.max()),
         max_context_len=int(context_lens.max()),
@@ -121,6 +127,7 @@ def pad_rows(inputs: StepInputs, num_rows: int) -> StepInputs:
         due_rows=inputs.due_rows,
         awaited=None if inputs.awaited is None else padded(inputs.awaited, -1),
         adapters=None if inputs.adapters is None else padded(inputs.adapters, 0),
+        precision=_padded_precision(inputs.precision, missing),
         num_decodes=inputs.num_decodes,
         max_query_rows=inputs.max_query_rows,
         max_context_len=inputs.max_context_len,
@@ -146,3 +153,18 @@ def _awaited(pairs: list[tuple[int, int]], num_rows: int) -> Ints:
 def _adapters(parts: Sequence[Part], owners: Ints) -> Ints | None:
     adapters = np.array([part.sequence.adapter_index for part in parts], dtype=np.int32)
     return adapters[owners] if adapters.any() else None
+
+
+def _precision(parts: Sequence[Part], owners: Ints) -> Precision | Bools:
+    """Return one precision wherever all rows have the same: the layers have a shorter way then."""
+    chosen = [part.sequence.precision or Precision.INT8 for part in parts]
+    if len(set(chosen)) == 1:
+        return chosen[0]
+    is_int8: Bools = np.array([precision is Precision.INT8 for precision in chosen])
+    return is_int8[owners]
+
+
+def _padded_precision(precision: Precision | Bools, missing: int) -> Precision | Bools:
+    if isinstance(precision, Precision):
+        return precision
+    return np.concatenate((precision, np.zeros(missing, dtype=np.bool_)))

@@ -44,7 +44,7 @@ class UnderLoopbackName:
 
 
 class ApplyRoute:
-    """Takes another deployment file's shares and QoS."""
+    """Takes another deployment file's shares, QoS and precision."""
 
     def __init__(self, parts: Parts, administration: Administration) -> None:
         self._parts = parts

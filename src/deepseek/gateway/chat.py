@@ -13,6 +13,7 @@ from deepseek.gateway.exchange import Exchange
 from deepseek.gateway.generation import Generation, Meter, gather, stream
 from deepseek.gateway.inputs import offload
 from deepseek.gateway.parts import Parts
+from deepseek.gateway.precision import choose_precision
 from deepseek.gateway.protocol_base import TokenCount
 from deepseek.gateway.protocol_chat import (
     CHAT_REFUSED,
@@ -75,7 +76,8 @@ class ChatRoute:
                 meter.usage,
                 tools=tools,
                 with_logprobs=bool(request.logprobs),
-            )
+            ),
+            headers=generation.headers,
         )
 
 
@@ -124,14 +126,16 @@ def _generation(
         prompt_param="messages",
         budget_param=param,
     )
+    choice = choose_precision(request, deployment, [prompt], max_tokens=max_tokens)
     options = generate_options(
         request,
         max_tokens=max_tokens,
+        precision=None if choice is None else choice.precision,
         num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         defaults=deployment.sampling_defaults,
         grammar=grammar,
     )
-    return Generation(deployment=deployment, prompts=[prompt], options=options)
+    return Generation(deployment=deployment, prompts=[prompt], options=options, precision=choice)
 
 
 def _asked_tokens(request: ChatRequest) -> tuple[TokenCount | None, str]:

@@ -7,6 +7,7 @@ from deepseek.gateway.exchange import Exchange
 from deepseek.gateway.generation import Generation, Meter, gather, stream
 from deepseek.gateway.inputs import offload, split_inputs
 from deepseek.gateway.parts import Parts
+from deepseek.gateway.precision import choose_precision
 from deepseek.gateway.protocol_completions import COMPLETION_REFUSED, CompletionRequest
 from deepseek.gateway.sampling import check_generation, generate_options, token_budget
 from deepseek.serving.base import GenerateDeployment
@@ -61,7 +62,8 @@ class CompletionsRoute:
                 meter.usage,
                 echoes=echoes,
                 num_logprobs=request.logprobs,
-            )
+            ),
+            headers=generation.headers,
         )
 
 
@@ -88,13 +90,15 @@ def _generation(
         default=DEFAULT_MAX_TOKENS,
         prompt_param="prompt",
     )
+    choice = choose_precision(request, deployment, prompts, max_tokens=max_tokens)
     options = generate_options(
         request,
         max_tokens=max_tokens,
+        precision=None if choice is None else choice.precision,
         num_logprobs=request.logprobs,
         defaults=deployment.sampling_defaults,
     )
-    return Generation(deployment=deployment, prompts=prompts, options=options)
+    return Generation(deployment=deployment, prompts=prompts, options=options, precision=choice)
 
 
 def _echoes(

@@ -90,8 +90,8 @@ class Exchange:
         )
         await self._send({"type": "http.response.body", "body": body})
 
-    async def open_stream(self) -> None:
-        """Send the headers of a server-sent event stream."""
+    async def open_stream(self, *, headers: Headers = ()) -> None:
+        """Send the headers of a server-sent event stream, `headers` among them."""
         self.is_streaming = True
         await self._start(
             200,
@@ -99,6 +99,7 @@ class Exchange:
                 (b"content-type", b"text/event-stream; charset=utf-8"),
                 (b"cache-control", b"no-cache"),
                 (b"x-accel-buffering", b"no"),  # nginx would hold the events back
+                *headers,
             ],
         )
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from deepseek.core.errors import EngineFault
-from deepseek.gateway.exchange import Exchange
+from deepseek.gateway.exchange import Exchange, Headers
+from deepseek.gateway.precision import precision_headers
 from deepseek.gateway.protocol_base import GenerationUsage, PromptTokensDetails
+from deepseek.scheduling.precision.policy import PrecisionChoice
 from deepseek.serving.base import (
     GenerateDeployment,
     GenerateOptions,
@@ -26,6 +28,13 @@ class Generation:
     deployment: GenerateDeployment
     prompts: Sequence[list[int]]
     options: GenerateOptions
+    precision: PrecisionChoice | None = None
+    """What it is computed in, and why; None where the model has one precision."""
+
+    @property
+    def headers(self) -> Headers:
+        """What the answer's headers tell besides."""
+        return precision_headers(self.precision)
 
     @property
     def num_answers(self) -> int:
@@ -69,6 +78,7 @@ class Meter:
         self.usage = Usage(prompt_tokens=sum(map(len, generation.prompts)))
         self._n = generation.options.n
         self._metrics = metrics
+        self._choice = generation.precision
         self._started_at = started_at
         self._last_at: dict[int, float] = {}
 
@@ -93,6 +103,10 @@ class Meter:
         self._metrics.prompt_tokens.inc(self.usage.prompt_tokens)
         self._metrics.completion_tokens.inc(self.usage.completion_tokens)
         self._metrics.cached_tokens.inc(self.usage.cached_tokens)
+        choice = self._choice
+        if choice is not None:
+            self._metrics.tokens_in(choice.precision).inc(self.usage.completion_tokens)
+            self._metrics.precision_choices(choice.precision, choice.reason).inc()
 
 
 async def stream(
@@ -108,7 +122,7 @@ async def stream(
             if first is None:
                 raise EngineFault("the model gave no answer")
             meter.saw(first)
-            await exchange.open_stream()
+            await exchange.open_stream(headers=generation.headers)
             await exchange.write(shape.opening() + shape.events(first))
             async for delta in deltas:
                 meter.saw(delta)

@@ -168,7 +168,13 @@ def _responses(spec: RouteSpec, of_kind: dict[str, Json]) -> Json:
                 "required": ["data"],
             }
         }
-    responses: Json = {"200": _response("The answer.", content)}
+    answer = _response("The answer.", content)
+    if spec.streams:
+        answer["headers"]["X-Deepseek-Precision"] = {
+            "description": "What it was computed in, of models with several precisions.",
+            "schema": {"enum": ["int8", "int4"]},
+        }
+    responses: Json = {"200": answer}
     errors: Iterable[type[DeepseekError]] = (*_WORK_ERRORS, *spec.errors)
     if spec.request is None:
         errors = (MethodNotAllowed, EngineFault)

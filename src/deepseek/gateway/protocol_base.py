@@ -68,6 +68,14 @@ class GenerationFields(Struct, forbid_unknown_fields=True, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_INT32, description="Extension.")] | None = None
     include_stop_str_in_output: Annotated[bool, Meta(description="Extension.")] | None = None
     logit_bias: LogitBias | None = None
+    precision: Annotated[
+        Literal["int8", "int4"],
+        Meta(description="Extension. What to compute in; default: as the model's policy says."),
+    ] | None = None  # fmt: skip
+    service_tier: Annotated[
+        Literal["auto", "default", "flex", "priority"],
+        Meta(description="The class of the request, which a model's rules for precision name."),
+    ] | None = None  # fmt: skip
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

@@ -175,7 +175,6 @@ class ChatRequest(GenerationFields, forbid_unknown_fields=True, kw_only=True):
         dict[str, Any], Meta(description="Extension. Variables for the model's chat template.")
     ] | None = None  # fmt: skip
     metadata: dict[str, str] | None = None
-    service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None

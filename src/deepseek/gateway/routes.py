@@ -221,7 +221,7 @@ def administration_routes(parts: Parts) -> list[RouteSpec]:
         RouteSpec(
             path="/admin/deployment",
             name="applyDeployment",
-            summary="Take shares and QoS from another deployment file",
+            summary="Take shares, QoS and precision from another deployment file",
             handler=apply,
             request=DeploymentBody,
             replaces=True,

@@ -1,6 +1,7 @@
 """From request fields to `GenerateOptions`: defaults, limits, and how many tokens are left."""
 
 from deepseek.core.errors import ContextLengthExceeded, InvalidRequest
+from deepseek.core.precision import Precision
 from deepseek.core.requests import SamplingParams
 from deepseek.gateway.protocol_base import GenerationFields
 from deepseek.serving.base import GenerateDeployment, GenerateOptions, SamplingDefaults
@@ -55,6 +56,7 @@ def generate_options(
     num_logprobs: int | None,
     defaults: SamplingDefaults,
     grammar: str | None = None,
+    precision: Precision | None = None,
 ) -> GenerateOptions:
     """Return how to answer; raises `InvalidRequest` for a `min_tokens` above `max_tokens`."""
     min_tokens = request.min_tokens or 0
@@ -82,6 +84,7 @@ def generate_options(
     )
     return GenerateOptions(
         sampling=sampling,
+        precision=precision,
         n=request.n or 1,
         stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
         include_stop=bool(request.include_stop_str_in_output),

@@ -3,7 +3,9 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from deepseek.core.precision import Precision
 from deepseek.core.requests import Task
+from deepseek.scheduling.precision.policy import PrecisionChoice, RequestKind
 from deepseek.serving.adapters import ServedAdapter
 from deepseek.serving.base import (
     DeploymentStatus,
@@ -75,6 +77,11 @@ class AdaptedGenerator:
 
     def check_grammar(self, grammar: str, *, param: str) -> None:
         self._base.check_grammar(grammar, param=param)
+
+    def choose_precision(
+        self, kind: RequestKind, *, named: Precision | None
+    ) -> PrecisionChoice | None:
+        return self._base.choose_precision(kind, named=named)
 
     def generate(
         self, prompts: Sequence[list[int]], options: GenerateOptions

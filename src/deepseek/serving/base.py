@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from deepseek.core.precision import Precision
 from deepseek.core.requests import SamplingParams, Task
 from deepseek.core.residency import Residency
+from deepseek.scheduling.precision.policy import PrecisionChoice, RequestKind
 from deepseek.serving.kept_decisions import KeptDecision
 
 
@@ -64,6 +66,8 @@ class GenerateOptions:
     """How to answer, beyond the sampling itself."""
 
     sampling: SamplingParams
+    precision: Precision | None = None
+    """What to compute in, as `GenerateDeployment.choose_precision` said."""
     n: int = 1
     """Answers per prompt; each draws from its own seed, derived from `sampling.seed`."""
     stop: Sequence[str] = ()
@@ -146,6 +150,16 @@ class GenerateDeployment(Protocol):
 
     def check_grammar(self, grammar: str, *, param: str) -> None:
         """Raise `InvalidGrammar` naming `param` where no constrained decoder can follow it."""
+        ...
+
+    def choose_precision(
+        self, kind: RequestKind, *, named: Precision | None
+    ) -> PrecisionChoice | None:
+        """Return what to compute a request in that names a precision or none.
+
+        None: the model has one. Raises `UnsupportedParameter` (param `precision` or `service_tier`)
+        for what it does not have.
+        """
         ...
 
     def generate(
@@ -264,9 +278,10 @@ class Administration(Protocol):
     async def apply(self, deployment: Any) -> list[SettingChange]:
         """Serve on with another deployment file, given as data; return what has changed.
 
-        Only shares and QoS may differ from the file that is served. Raises `InvalidRequest` naming
-        everything that is wrong or cannot change, `Unavailable`, `RequestTimeout`. All of it is
-        applied or, where it raises the first two, nothing; also when the caller leaves.
+        Only shares, QoS and precision may differ from the file that is served. Raises
+        `InvalidRequest` naming everything that is wrong or cannot change, `Unavailable`,
+        `RequestTimeout`. All of it is applied or, where it raises the first two, nothing; also when
+        the caller leaves.
         """
         ...
 

@@ -30,8 +30,10 @@ from deepseek.core.errors import (
     RequestTimeout,
     UnsupportedParameter,
 )
+from deepseek.core.precision import Precision
 from deepseek.core.requests import GenerateRequest, SamplingParams, Task, TokenLogprobs
 from deepseek.core.wire import AdapterSpec, ModelInfo, TokenDelta
+from deepseek.scheduling.precision.policy import PrecisionChoice, RequestKind
 from deepseek.serving.adapters import ServedAdapter, find_below
 from deepseek.serving.base import (
     DeploymentStatus,
@@ -43,8 +45,9 @@ from deepseek.serving.base import (
 )
 from deepseek.serving.chat_template import load_chat_template
 from deepseek.serving.kept_decisions import KeptDecision
+from deepseek.serving.precision import ServedPrecision
 from deepseek.serving.replica import Replica
-from deepseek.serving.settings import ModelSettings
+from deepseek.serving.settings import LIVE_SETTINGS, ModelSettings
 from deepseek.serving.stop_strings import StopStrings
 from deepseek.serving.text_codec import TextCodec
 from deepseek.weights.model_directory import ModelDirectory
@@ -99,6 +102,11 @@ class Deployment:
             residency=self._replica.residency(self.name),
         )
 
+    def reconfigure(self, settings: ModelSettings) -> None:
+        """Take the live settings of these; the worker has been told its part."""
+        live = {field: getattr(settings, field) for field in LIVE_SETTINGS}
+        self.settings = self.settings.model_copy(update=live)
+
     @property
     def decisions(self) -> Sequence[KeptDecision]:
         """The last decisions about the model, oldest first."""
@@ -151,6 +159,8 @@ class Generator(Deployment):
         self._template = load_chat_template(directory.path)
         self.default_max_tokens = settings.default_max_tokens
         self.sampling_defaults = _sampling_defaults(directory)
+        self._precision = ServedPrecision(name, settings)
+        replica.watch(name, self._precision.adjust)
 
     @property
     def chat_template_source(self) -> str:
@@ -181,6 +191,17 @@ class Generator(Deployment):
         complaint = LLMatcher.validate_grammar(grammar)
         if complaint and not complaint.startswith("WARNING"):
             raise InvalidGrammar(f"no answer can follow it: {complaint}", param=param)
+
+    def reconfigure(self, settings: ModelSettings) -> None:
+        """Take the live settings of these, for requests that come from now on."""
+        super().reconfigure(settings)
+        self._precision.reconfigure(self.settings)
+
+    def choose_precision(
+        self, kind: RequestKind, *, named: Precision | None
+    ) -> PrecisionChoice | None:
+        """Return what to compute a request in; see `ServedPrecision.choose`."""
+        return self._precision.choose(kind, named=named)
 
     async def generate(
         self,
@@ -298,6 +319,7 @@ class _Answer:
         self._adapter = adapter
         self._prompt = prompt
         self._sampling = sampling
+        self._precision = options.precision
         self._owner = owner
         self._stop = StopStrings(options.stop, include=options.include_stop)
         self._detokenizer = owner.codec.detokenizer(prompt)
@@ -311,6 +333,7 @@ class _Answer:
             prompt_token_ids=self._prompt,
             sampling=self._sampling,
             adapter=self._adapter,
+            precision=self._precision,
         )
         async with aclosing(replica.stream(request)) as deltas:
             async for delta in deltas:

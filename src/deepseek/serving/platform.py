@@ -25,7 +25,7 @@ from deepseek.serving.encoders import EncoderDeployment
 from deepseek.serving.kept_decisions import KeptDecision
 from deepseek.serving.qos_faults import check_engine_takes_qos
 from deepseek.serving.replica import Replica
-from deepseek.serving.settings import LIVE_SETTINGS, ModelSettings
+from deepseek.serving.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +125,7 @@ class Platform:
                 raise
             done.append((replica, before))
         for name, settings in models.items():
-            deployment = self._deployments[name]
-            live = {field: getattr(settings, field) for field in LIVE_SETTINGS}
-            deployment.settings = deployment.settings.model_copy(update=live)
+            self._deployments[name].reconfigure(settings)
 
     def decisions(self, model: str) -> Sequence[KeptDecision]:
         """Return the last decisions about a model, oldest first; raises `ModelNotFound`.

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 import msgspec
 
+from deepseek.core.decisions import Decision
 from deepseek.core.errors import (
     DeepseekError,
     Draining,
@@ -23,7 +24,7 @@ from deepseek.core.errors import (
     WorkerCrashed,
     error_from_wire,
 )
-from deepseek.core.load import LoadSnapshot
+from deepseek.core.load import LoadSnapshot, ModelLoad
 from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.residency import Residency
@@ -97,6 +98,9 @@ class _Pending:
     was_retried: bool = False
 
 
+LoadWatcher = Callable[[ModelLoad], list[Decision]]
+"""Takes every load report of one model and returns what it decided on it."""
+
 Observer = Callable[[str, WorkerState | LoadSnapshot], None]
 """Told of every change of state and every load report, with the pool's name."""
 
@@ -125,6 +129,7 @@ class Replica:
         self._first_ready: asyncio.Future[None] | None = None
         self._models: dict[str, ModelInfo] = {}
         self._num_crashes = 0
+        self._watchers: dict[str, LoadWatcher] = {}
         self.adapters = AdapterRoster(spec.models)
         self.decisions = KeptDecisions(
             decisions_kept or {model.name: DECISIONS_KEPT for model in spec.models}
@@ -162,6 +167,13 @@ class Replica:
     def model(self, name: str) -> ModelInfo | None:
         """Return what the worker last said of a model."""
         return self._models.get(name)
+
+    def watch(self, name: str, watcher: LoadWatcher) -> None:
+        """Have a model's load reports shown to `watcher`, and what it decides kept with the rest.
+
+        It must not raise, nor block.
+        """
+        self._watchers[name] = watcher
 
     def residency(self, name: str) -> Residency | None:
         """Return where a model is; None while there is no worker that could have it."""
@@ -410,7 +422,7 @@ class Replica:
                 self._deliver(request_id, error)
             case Load(snapshot, decisions):
                 self.snapshot = snapshot
-                self.decisions.add(decisions)
+                self.decisions.add([*decisions, *self._watch(snapshot)])
                 if self._observer is not None:
                     self._observer(self.pool, snapshot)
             case ModelChanged(model):
@@ -419,6 +431,14 @@ class Replica:
                     self.adapters.model_loaded(model)
             case Ready(_, models):
                 self._begin_to_serve(models)
+
+    def _watch(self, snapshot: LoadSnapshot) -> list[Decision]:
+        return [
+            decision
+            for load in snapshot.models
+            if (watcher := self._watchers.get(load.model)) is not None
+            for decision in watcher(load)
+        ]
 
     def _begin_to_serve(self, models: list[ModelInfo]) -> None:
         self._models = {info.name: info for info in models}

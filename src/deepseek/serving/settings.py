@@ -13,6 +13,7 @@ from deepseek.core.settings import (
     Settings,
 )
 from deepseek.core.wire import KeySpec
+from deepseek.serving.precision_settings import PrecisionSettings
 
 ModelName = Annotated[
     str,
@@ -23,7 +24,7 @@ ModelName = Annotated[
 ]
 
 
-LIVE_SETTINGS = ("share", "qos")
+LIVE_SETTINGS = ("share", "qos", "precision")
 """What may change while a model serves (`deepseek apply`); everything else needs a new start."""
 
 
@@ -85,9 +86,13 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; `auto` (default): bfloat16 where the device computes in it,
     else float32."""
-    quantization: Literal["int8"] | None = None
-    """`int8`: weights of language models in INT8 with one scale per output channel, activations
-    quantised row by row as they come; default: as `dtype` says."""
+    quantization: Literal["int8", "nested"] | None = None
+    """`int8`: weights in INT8 with one scale per output channel, activations quantised row by row
+    as they come. `nested`: weights of a language model in INT8 and INT4 at once, in one copy, each
+    request computed in one of them. Both on CPUs. Default: as `dtype` says."""
+    precision: PrecisionSettings | None = None
+    """With `quantization: nested`, which precision requests get; default: INT8, or what they
+    name."""
     speculation: Literal["prompt-lookup", "mtp"] | None = None
     """Guess tokens and verify them in one step, where that has been paying; exact. `prompt-lookup`:
     from the text so far; `mtp`: by the weights' own multi-token prediction head (DeepSeek-V3, on a

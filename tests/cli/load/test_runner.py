@@ -39,6 +39,14 @@ async def test_a_closed_loop_keeps_its_concurrency_and_counts_tokens(
     assert {body["ignore_eos"] for body in server.bodies} == {True}
 
 
+async def test_a_request_has_its_own_fields_over_those_of_all(peer: tuple[str, Peer]) -> None:
+    url, server = peer
+    requests = [PlannedRequest(text="a"), PlannedRequest(text="b", extra_body={"seed": 7})]
+    plan = LoadPlan(requests=requests, concurrency=1, extra_body={"seed": 1, "ignore_eos": True})
+    await run_load(plan, url=url, model="chatty")
+    assert [(body["seed"], body["ignore_eos"]) for body in server.bodies] == [(1, True), (7, True)]
+
+
 async def test_latencies_are_in_order(peer: tuple[str, Peer]) -> None:
     url, _ = peer
     report = await run_load(LoadPlan(requests=chats(4), concurrency=2), url=url, model="chatty")

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import linear, silu
 
 from deepseek.core.errors import UnsupportedModel
-from deepseek.engine.batch import StepBatch
+from deepseek.engine.batch import RowChoices, StepBatch
 from deepseek.engine.models.checkpoint import Checkpoint
 from deepseek.engine.models.experts import (
     ExpertLayout,
@@ -130,9 +130,8 @@ def test_a_row_takes_its_own_adapter_along_to_each_expert(tiny_qwen3_moe_dir: Pa
     down, up = torch.randn(4, LAYOUT.inner), torch.randn(HIDDEN, 4)
     name = f"{LAYOUT.prefix}.{expert}.down_proj"
     checkpoint.layers[(name,)].adapters = stack_adapters({1: AdapterWeights(down=down, up=up)})
-    out = experts.forward(
-        states, weights, chosen, replace(rows_of(6), adapters=torch.tensor([0, 0, 0, 0, 1, 0]))
-    )
+    choices = RowChoices(adapters=torch.tensor([0, 0, 0, 0, 1, 0]))
+    out = experts.forward(states, weights, chosen, replace(rows_of(6), choices=choices))
     gate, up_proj = (
         checkpoint.tensor(f"{LAYOUT.prefix}.{expert}.{part}_proj.weight") for part in ("gate", "up")
     )

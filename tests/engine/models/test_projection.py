@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from deepseek.engine.batch import NO_CHOICES, RowChoices
 from deepseek.engine.linear import FusingLinear, PlainLinear
 from deepseek.engine.models.projection import AdapterWeights, Projection, stack_adapters
 from deepseek.engine.ops.reference import ReferenceOps
@@ -42,9 +43,9 @@ def projection(linear: torch.nn.Module) -> Projection:
     return made
 
 
-def added(made: Projection, adapters: torch.Tensor | None) -> torch.Tensor:
+def added(made: Projection, choices: RowChoices) -> torch.Tensor:
     residual = torch.ones(5, 24)
-    left = made.add_to(residual, INPUTS, adapters)
+    left = made.add_to(residual, INPUTS, choices)
     return residual if left is None else residual + left
 
 
@@ -53,8 +54,8 @@ def test_a_layer_fuses_where_it_says_so(min_rows: int, num_fused: int) -> None:
     linear = FromRows(min_rows)
     assert isinstance(linear, FusingLinear)
     made, plain = projection(linear), projection(PlainLinear(WEIGHT, None))
-    assert torch.equal(added(made, None), added(plain, None))
-    gated = made.gated_silu(INPUTS, None, OPS)
+    assert torch.equal(added(made, NO_CHOICES), added(plain, NO_CHOICES))
+    gated = made.gated_silu(INPUTS, NO_CHOICES, OPS)
     assert torch.equal(gated, OPS.gated_silu(INPUTS @ WEIGHT.T))
     assert linear.num_fused == num_fused
 
@@ -62,9 +63,9 @@ def test_a_layer_fuses_where_it_says_so(min_rows: int, num_fused: int) -> None:
 def test_rows_with_adapters_are_not_fused() -> None:
     linear = FromRows(1)
     made, plain = projection(linear), projection(PlainLinear(WEIGHT, None))
-    adapters = torch.tensor([0, 1, 1, 0, 1])
-    assert torch.equal(added(made, adapters), added(plain, adapters))
-    assert not torch.equal(added(plain, adapters), added(plain, None))
-    gated = made.gated_silu(INPUTS, adapters, OPS)
-    assert torch.equal(gated, OPS.gated_silu(plain(INPUTS, adapters)))
+    choices = RowChoices(adapters=torch.tensor([0, 1, 1, 0, 1]))
+    assert torch.equal(added(made, choices), added(plain, choices))
+    assert not torch.equal(added(plain, choices), added(plain, NO_CHOICES))
+    gated = made.gated_silu(INPUTS, choices, OPS)
+    assert torch.equal(gated, OPS.gated_silu(plain(INPUTS, choices)))
     assert linear.num_fused == 0

@@ -291,7 +291,8 @@ def test_a_real_gpu_tells_everything_and_shows_work() -> None:
     assert (busy.memory_used_bytes or 0) - (idle.memory_used_bytes or 0) >= held.nbytes
     assert (busy.utilization or 0) > 0.8
     assert (busy.power_w or 0) > 1.2 * (idle.power_w or 0)
-    assert (busy.clock_mhz or 0) >= (idle.clock_mhz or 0)
+    # Lower than at rest where the power limit has it so.
+    assert 0 < (busy.clock_mhz or 0) <= (busy.clock_max_mhz or 0)
     same = by_index.read()
     assert same.memory_used_bytes == pytest.approx(busy.memory_used_bytes, rel=0.01)
 

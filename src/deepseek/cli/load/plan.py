@@ -36,6 +36,8 @@ class PlannedRequest:
     """Longest answer of a chat; None leaves it to the server."""
     arrival_s: float = 0.0
     """When to send it, in seconds after the start; a closed loop ignores it."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """More fields of this body, over those of the plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ class LoadPlan:
                 fields["max_tokens"] = request.max_tokens
         else:
             fields["input"] = request.text
-        return msgspec.json.encode({**fields, **self.extra_body})
+        return msgspec.json.encode({**fields, **self.extra_body, **request.extra_body})
 
 
 def synthetic_requests(

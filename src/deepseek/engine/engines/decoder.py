@@ -16,6 +16,7 @@ import torch
 
 from deepseek.core.errors import InvalidRequest
 from deepseek.core.load import ModelLoad
+from deepseek.core.precision import Precision
 from deepseek.core.qos import QoS
 from deepseek.core.requests import EncodeRequest, FinishReason
 from deepseek.core.wire import Failed, TokenDelta
@@ -58,7 +59,9 @@ class DecoderEngine:
         max_model_len: int,
         adapters: AdapterSet,
         speculation: Speculation | None = None,
+        precisions: Rows[Precision] = (),
     ) -> None:
+        """`precisions`: those that the model's layers compute in as rows ask, best first."""
         self.name = name
         self.max_model_len = max_model_len
         self._runner = runner
@@ -68,6 +71,7 @@ class DecoderEngine:
         self._vocab_size = vocab_size
         self._adapters = adapters
         self._speculation = speculation
+        self._precisions = precisions
         self._in_flight: PendingStep | None = None
         self._qos = QoS()
         self._found_no_memory = False
@@ -103,7 +107,12 @@ class DecoderEngine:
         """Check a generation and queue it."""
         if isinstance(request, EncodeRequest):
             raise InvalidRequest(f"model {self.name!r} generates; it does not encode")
-        check_generation(request, max_model_len=self.max_model_len, vocab_size=self._vocab_size)
+        check_generation(
+            request,
+            max_model_len=self.max_model_len,
+            vocab_size=self._vocab_size,
+            precisions=self._precisions,
+        )
         params, prompt = request.sampling, request.prompt_token_ids
         matcher = self._grammars.matcher(params.grammar) if params.grammar else None
         adapter = None if request.adapter is None else self._adapters.acquire(request.adapter)
@@ -111,6 +120,7 @@ class DecoderEngine:
         self._scheduler.add(
             Sequence(
                 adapter=adapter,
+                precision=request.precision or next(iter(self._precisions), None),
                 request=request,
                 tokens=list(prompt),
                 num_prompt=len(prompt),

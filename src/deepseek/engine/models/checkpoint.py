@@ -23,15 +23,17 @@ class Checkpoint:
         dtype: torch.dtype,
         device: str,
         linear_factory: LinearFactory = make_linear,
+        head_factory: LinearFactory | None = None,
         source: TensorSource | None = None,
         reading: Reading = DEFAULT_READING,
     ) -> None:
         """Open the weights; tensors are read when asked for, layers made by `linear_factory`.
 
-        `source`: where tensors come from, if not from the directory; `reading`: how chunks are
-        checked and opened.
+        `head_factory` makes the one of the logits, where that is to be another. `source`: where
+        tensors come from, if not from the directory; `reading`: how chunks are checked and opened.
         """
         self._linear_factory = linear_factory
+        self._head_factory = head_factory or linear_factory
         self.projections: list[Projection] = []
         """Every layer that `linear` has made: where an adapter may act."""
         self.path = path
@@ -69,7 +71,7 @@ class Checkpoint:
 
         Names are without `.weight`; biases are taken where the checkpoint has them. `transposed`
         says that weights are stored (in, out), as GPT-2 does. A model must call the layer with its
-        batch's adapters: whoever makes a layer here lets adapters change it.
+        batch's choices: whoever makes a layer here lets rows choose adapter and precision.
         """
         weights = []
         for name, out in zip(names, out_features, strict=True):
@@ -92,4 +94,4 @@ class Checkpoint:
 
     def head(self, weight: torch.Tensor) -> torch.nn.Module:
         """Return the layer that makes logits, (vocab, hidden); no adapter changes it."""
-        return self._linear_factory(weight)
+        return self._head_factory(weight)

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import grouped_mm
 
 from deepseek.core.errors import UnsupportedModel
-from deepseek.engine.batch import StepBatch
+from deepseek.engine.batch import RowChoices, StepBatch
 from deepseek.engine.models.checkpoint import Checkpoint
 from deepseek.engine.models.gating import Gate
 from deepseek.engine.models.llama import FeedForward
@@ -108,22 +108,19 @@ class LoopedExperts:
         order = chosen.argsort(stable=True)
         rows = order // experts.shape[1]
         inputs = states[rows]
-        adapters = None if batch.adapters is None else batch.adapters[rows]
+        choices = batch.choices.of(rows)
         outputs = torch.empty_like(inputs)
         first = 0
         for expert, count in enumerate(torch.bincount(chosen).tolist()):
             if count:
                 own = slice(first, first + count)
-                own_adapters = None if adapters is None else adapters[own]
-                outputs[own] = self._expert(expert, inputs[own], own_adapters)
+                outputs[own] = self._expert(expert, inputs[own], choices.of(own))
                 first += count
         return _weighted_sums(outputs, order, weights)
 
-    def _expert(
-        self, index: int, inputs: torch.Tensor, adapters: torch.Tensor | None
-    ) -> torch.Tensor:
-        gated = self._ops.gated_silu(self._gate_up[index](inputs, adapters))
-        down: torch.Tensor = self._down[index](gated, adapters)
+    def _expert(self, index: int, inputs: torch.Tensor, choices: RowChoices) -> torch.Tensor:
+        gated = self._ops.gated_silu(self._gate_up[index](inputs, choices))
+        down: torch.Tensor = self._down[index](gated, choices)
         return down
 
 

@@ -77,16 +77,16 @@ class _Layer:
         self._act = activation(config.activation_function, path=checkpoint.path)
 
     def forward(self, states: torch.Tensor, batch: StepBatch, kv: LayerKV) -> torch.Tensor:
-        adapters = batch.adapters
-        qkv = self._qkv(self._attn_norm(states), adapters)
+        choices = batch.choices
+        qkv = self._qkv(self._attn_norm(states), choices)
         queries, keys, values = qkv.view(len(qkv), 3, self._num_heads, -1).unbind(1)
         self._ops.store(keys, values, batch, kv)
         attended = self._ops.attend(
             queries.contiguous(), batch, kv, scale=queries.shape[-1] ** -0.5
         )
-        states = states + self._out(attended, adapters)
-        inner = self._act(self._up(self._mlp_norm(states), adapters))
-        down: torch.Tensor = self._down(inner, adapters)
+        states = states + self._out(attended, choices)
+        inner = self._act(self._up(self._mlp_norm(states), choices))
+        down: torch.Tensor = self._down(inner, choices)
         return states + down
 
 

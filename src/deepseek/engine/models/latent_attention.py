@@ -66,7 +66,7 @@ class LatentAttention:
         self, normed: torch.Tensor, turns: torch.Tensor, batch: StepBatch, kv: LayerKV
     ) -> torch.Tensor:
         """Return (rows, hidden); `turns` are the rows' own of `rotary_turns`."""
-        first, latent, shared_key = self._down(normed, batch.adapters).split(
+        first, latent, shared_key = self._down(normed, batch.choices).split(
             (self._first_width, self._rank, self._rope), dim=-1
         )
         plain, rotated = self._queries(first, batch).split((self._nope, self._rope), dim=-1)
@@ -78,14 +78,14 @@ class LatentAttention:
         attended = self._ops.attend(queries, batch, kv, scale=self._scale)
         latents = attended.unflatten(1, (self._num_heads, self._rank)).transpose(0, 1)
         values = torch.bmm(latents, self._value_up).transpose(0, 1).flatten(1)
-        out: torch.Tensor = self._out(values, batch.adapters)
+        out: torch.Tensor = self._out(values, batch.choices)
         return out
 
     def _queries(self, first: torch.Tensor, batch: StepBatch) -> torch.Tensor:
         """Return (rows, heads, nope + rope)."""
         if self._query_up is not None:
             normed = self._ops.rms_norm(first.contiguous(), self._query_norm, _NORM_EPS)
-            first = self._query_up(normed, batch.adapters)
+            first = self._query_up(normed, batch.choices)
         return first.unflatten(1, (self._num_heads, -1))
 
     def _rotate(

@@ -115,16 +115,16 @@ class GatedMLP:
         )
 
     def forward(self, states: torch.Tensor, batch: StepBatch) -> torch.Tensor:
-        down: torch.Tensor = self._down(self._gated(states, batch), batch.adapters)
+        down: torch.Tensor = self._down(self._gated(states, batch), batch.choices)
         return down
 
     def add_to(
         self, residual: torch.Tensor, states: torch.Tensor, batch: StepBatch
     ) -> torch.Tensor | None:
-        return self._down.add_to(residual, self._gated(states, batch), batch.adapters)
+        return self._down.add_to(residual, self._gated(states, batch), batch.choices)
 
     def _gated(self, states: torch.Tensor, batch: StepBatch) -> torch.Tensor:
-        return self._gate_up.gated_silu(states, batch.adapters, self._ops)
+        return self._gate_up.gated_silu(states, batch.choices, self._ops)
 
 
 class _Layer:
@@ -180,7 +180,7 @@ class _Layer:
         """Update `residual`, store the rows' keys and values, return their queries."""
         normed = norm_of_sum(self._ops, states, residual, self._attn_norm, self._eps)
         return self._ops.rotate_and_store(
-            self._qkv(normed, batch.adapters),
+            self._qkv(normed, batch.choices),
             self._rotary,
             batch,
             kv,
@@ -194,7 +194,7 @@ class _Layer:
     ) -> torch.Tensor | None:
         """Return what the next norm must add to `residual`, after attention and the MLP."""
         attended = self._ops.attend(queries, batch, kv, scale=self._scale)
-        states = self._out.add_to(residual, attended, batch.adapters)
+        states = self._out.add_to(residual, attended, batch.choices)
         normed = norm_of_sum(self._ops, states, residual, self._mlp_norm, self._eps)
         return self._feed_forward.add_to(residual, normed, batch)
 

@@ -87,6 +87,6 @@ class MTPDrafter:
         batch = replace(batch, token_ids=next_token_ids)
         tokens = self._ops.rms_norm(self.target.embed(next_token_ids), self._token_norm, self._eps)
         normed = self._ops.rms_norm(states, self._state_norm, self._eps)
-        residual: torch.Tensor = self._join(torch.cat((tokens, normed), dim=-1), batch.adapters)
+        residual: torch.Tensor = self._join(torch.cat((tokens, normed), dim=-1), batch.choices)
         out = self._layer.forward(None, residual, self.target.turns(batch), batch, kv)
         return norm_of_sum(self._ops, out, residual, self._norm, self._eps)

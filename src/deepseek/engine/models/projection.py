@@ -1,4 +1,4 @@
-"""A model's linear layer as an adapter sees it: several named layers in one, some rows adapted.
+"""A model's linear layer as its rows see it: each may have an adapter on, and its own precision.
 
 A fused layer (query, key, value; gate, up) keeps the names of its parts, so that a LoRA adapter's
 matrices find their place. All adapters of a layer are computed in one pair of products: their
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deepseek.engine.linear import FusingLinear
+from deepseek.engine.batch import NO_CHOICES, RowChoices
+from deepseek.engine.linear import FusingLinear, SwitchingLinear
 from deepseek.engine.ops.base import Ops
 
 
@@ -41,7 +42,7 @@ class AdapterStack:
 
 
 def stack_adapters(adapters: Mapping[int, AdapterWeights]) -> AdapterStack | None:
-    """Return the adapters side by side; keys are the indices that `StepBatch.adapters` names."""
+    """Return the adapters side by side; keys are the indices that `RowChoices.adapters` names."""
     if not adapters:
         return None
     ranks = [part.down.shape[0] for part in adapters.values()]
@@ -80,11 +81,12 @@ class Projection(torch.nn.Module):
         """Replaced as a whole, between two steps."""
         self._linear = linear
         self._fusing = linear if isinstance(linear, FusingLinear) else None
+        self._switching = linear if isinstance(linear, SwitchingLinear) else None
 
-    def forward(self, inputs: torch.Tensor, adapters: torch.Tensor | None = None) -> torch.Tensor:
-        """Return (rows, out); `adapters` is `StepBatch.adapters`."""
-        out: torch.Tensor = self._linear(inputs)
-        stack = self.adapters
+    def forward(self, inputs: torch.Tensor, choices: RowChoices = NO_CHOICES) -> torch.Tensor:
+        """Return (rows, out); `choices` is `StepBatch.choices`."""
+        out = self._product(inputs, choices)
+        adapters, stack = choices.adapters, self.adapters
         if adapters is None or stack is None:
             return out
         hidden = inputs @ stack.down.T
@@ -93,22 +95,26 @@ class Projection(torch.nn.Module):
         return torch.addmm(out, hidden, stack.up.T)
 
     def add_to(
-        self, residual: torch.Tensor, inputs: torch.Tensor, adapters: torch.Tensor | None
+        self, residual: torch.Tensor, inputs: torch.Tensor, choices: RowChoices
     ) -> torch.Tensor | None:
         """Add the output to `residual` in place, or return it where that is as fast."""
-        fusing = self._fusing_without(adapters)
+        fusing = self._fusing_for(choices)
         if fusing is not None and fusing.add_to(residual, inputs):
             return None
-        return self.forward(inputs, adapters)
+        return self.forward(inputs, choices)
 
-    def gated_silu(
-        self, inputs: torch.Tensor, adapters: torch.Tensor | None, ops: Ops
-    ) -> torch.Tensor:
+    def gated_silu(self, inputs: torch.Tensor, choices: RowChoices, ops: Ops) -> torch.Tensor:
         """Return silu(gate) * up, where the output holds gate, then up."""
-        fusing = self._fusing_without(adapters)
+        fusing = self._fusing_for(choices)
         gated = None if fusing is None else fusing.gated_silu(inputs)
-        return ops.gated_silu(self.forward(inputs, adapters)) if gated is None else gated
+        return ops.gated_silu(self.forward(inputs, choices)) if gated is None else gated
 
-    def _fusing_without(self, adapters: torch.Tensor | None) -> FusingLinear | None:
+    def _product(self, inputs: torch.Tensor, choices: RowChoices) -> torch.Tensor:
+        if self._switching is not None:
+            return self._switching.in_precision(inputs, choices.precision)
+        out: torch.Tensor = self._linear(inputs)
+        return out
+
+    def _fusing_for(self, choices: RowChoices) -> FusingLinear | None:
         """Return the layer that may do what follows the product: no adapter comes in between."""
-        return self._fusing if adapters is None or self.adapters is None else None
+        return self._fusing if choices.adapters is None or self.adapters is None else None

@@ -34,15 +34,23 @@ def load_decoder(
     device: str,
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
+    head_factory: LinearFactory | None = None,
     reading: Reading = DEFAULT_READING,
 ) -> Decoder:
     """Load a Hugging Face model directory, its weights read as `reading` says.
+
+    Layers are made by `linear_factory`, that of the logits by `head_factory` where it is another.
 
     Raises `UnsupportedModel` for an unknown architecture and `CorruptWeights` where the weights
     are damaged or contradict the config.
     """
     checkpoint = BlockFp8Checkpoint(
-        path, dtype=dtype, device=device, linear_factory=linear_factory, reading=reading
+        path,
+        dtype=dtype,
+        device=device,
+        linear_factory=linear_factory,
+        head_factory=head_factory,
+        reading=reading,
     )
     target = ARCHITECTURES.get(checkpoint.architecture)
     if target is None:

@@ -1,0 +1,1 @@
+"""What the benchmark `switching` measures."""

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from deepseek.core.precision import Precision
 from deepseek.core.settings import Settings
 
-Int4Algorithm = Literal["rounding", "hqq", "gptq"]
+Int4Algorithm = Literal["rounding", "search", "gptq"]
 AccuracyMetric = Literal["auto", "agreement", "likelihood"]
 
 
@@ -98,4 +98,4 @@ class MixedPrecisionConfig(Settings):
     """Inputs that share one scale: 32, 64 or 128. Must divide the inputs of every quantized layer;
     default 64."""
     int4_algorithm: Int4Algorithm = "rounding"
-    """How int4 values are chosen: rounding, hqq (no data) or gptq (calibration data)."""
+    """How int4 values are chosen: rounding, search (of scales) or gptq (learns from the data)."""

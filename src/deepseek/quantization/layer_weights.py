@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from deepseek.quantization.calibration import Part
 from deepseek.quantization.config import MixedPrecisionConfig
 from deepseek.quantization.int4.gptq import InputMoments, gptq
-from deepseek.quantization.int4.half_quadratic import half_quadratic
+from deepseek.quantization.int4.scale_search import search_scales
 from deepseek.quantization.layers import Layer
 from deepseek.quantization.nested import NestedLinear, NestedWeights, pack, pack_residual
 
@@ -43,8 +43,8 @@ def matrix_of(module: nn.Module) -> torch.Tensor:
 
 
 def _packed(weight: torch.Tensor, config: MixedPrecisionConfig) -> NestedWeights:
-    if config.int4_algorithm == "hqq":
-        return pack_residual(weight, half_quadratic(weight, group=config.group_size))
+    if config.int4_algorithm == "search":
+        return pack_residual(weight, search_scales(weight, group=config.group_size))
     return pack(weight, group=config.group_size)
 
 

@@ -16,15 +16,15 @@ from transformers import AutoTokenizer
 
 from deepseek.core.precision import Precision
 from deepseek.quantization.int4.gptq import InputMoments, gptq
-from deepseek.quantization.int4.half_quadratic import half_quadratic
 from deepseek.quantization.int4.rounding import round_to_nearest
+from deepseek.quantization.int4.scale_search import search_scales
 from deepseek.quantization.nested import NestedLinear, NestedWeights, pack, pack_residual, unpack
 from deepseek.weights.cache import ModelCache
 from precision_measures.rotated import rotated_model
 
 GROUP = 64
 _WINDOW = 256
-_CALIBRATION_WINDOWS, _TEST_WINDOWS = 32, 12
+_CALIBRATION_WINDOWS, _TEST_WINDOWS = 32, 8
 
 Weights = dict[str, torch.Tensor]
 
@@ -97,7 +97,7 @@ class _Study:
                 layer: unpack(weights, precision) for layer, weights in self.packed(name).items()
             }
 
-        algorithms = ("nested", "rounding", "HQQ", "GPTQ")
+        algorithms = ("nested", "rounding", "searched", "GPTQ")
         return {
             "int8 plain": all_of(lambda weight: _symmetric(weight, bits=8)),
             "int4 symmetric": all_of(lambda weight: _symmetric(weight, bits=4)),
@@ -175,9 +175,11 @@ def _packed(name: str, weight: torch.Tensor, moments: InputMoments | None) -> Ne
     if name == "nested":
         return pack(weight)
     if moments is not None:
-        return pack_residual(weight, gptq(weight, moments.hessian()))
+        hessian = moments.hessian()
+        int4 = gptq(weight, hessian)
+        return pack_residual(weight, int4, gptq(weight - int4.dequantized(), hessian))
     return pack_residual(
-        weight, {"rounding": round_to_nearest, "HQQ": half_quadratic}[name](weight)
+        weight, {"rounding": round_to_nearest, "searched": search_scales}[name](weight)
     )
 
 

@@ -28,13 +28,15 @@
         ├── CorruptWeights             corrupt_weights            -
         ├── StorageFull                storage_full               -
         ├── DownloadFailed             download_failed            -
+        ├── InvalidQuantization        invalid_quantization       -
+        ├── QuantizationRefused        quantization_refused       -
         └── AddressInUse               address_in_use             -
 
 `code` is the stable name on the wire; the gateway maps the tree to HTTP in one handler, the command
 line prints `message` and exits with 2. A message names the field and the remedy.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class DeepseekError(Exception):
@@ -214,6 +216,22 @@ class DownloadFailed(ConfigurationError):
     """A catalogue model's package could not be fetched, or its digest differs."""
 
     code = "download_failed"
+
+
+class InvalidQuantization(ConfigurationError):
+    """Precisions that this model, or calibration data that this measure, cannot be used with."""
+
+    code = "invalid_quantization"
+
+
+class QuantizationRefused(ConfigurationError):
+    """No allowed precision keeps the accuracy asked for; `report` says what was tried."""
+
+    code = "quantization_refused"
+
+    def __init__(self, message: str, *, param: str | None = None, report: Any = None) -> None:
+        super().__init__(message, param=param)
+        self.report = report
 
 
 class AddressInUse(ConfigurationError):

@@ -8,6 +8,7 @@ import difflib
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
@@ -84,6 +85,8 @@ def expected(field: FieldInfo | None, annotation: Any) -> str:
         return f"a mapping{at_least} (lines of `key: value`)"
     if get_origin(inner) is list:
         return "a list (lines of `- value`)"
+    if isinstance(inner, type) and issubclass(inner, Enum):
+        return "one of " + ", ".join(str(member.value) for member in inner)
     if get_origin(inner) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(inner))
     metadata = field.metadata if field else []

@@ -11,6 +11,7 @@ from deepseek.core.errors import ConfigurationError, CorruptWeights
 from deepseek.core.precision import Precision
 from deepseek.quantization.int4.base import Int4Weights
 from deepseek.quantization.int4.rounding import round_to_nearest
+from deepseek.quantization.int4.scale_search import search_scales
 from deepseek.quantization.nested import NestedWeights, pack, pack_residual, unpack
 from deepseek.quantization.nested.planes import high_nibbles, matrix
 from tests.quantization.drawing import draw
@@ -51,6 +52,16 @@ def test_a_residual_leaves_int4_as_it_was_and_a_sixteenth_of_its_error(
     rest = (int4.dequantized() - weight).unflatten(1, (-1, group)).abs().amax(dim=2)
     error = (unpack(weights, Precision.INT8) - weight).unflatten(1, (-1, group)).abs().amax(dim=2)
     assert (error <= rest / 14).all()
+
+
+def test_the_rest_may_be_quantised_by_an_algorithm_too() -> None:
+    weight = draw(20, 128)
+    int4 = round_to_nearest(weight)
+    rest = search_scales(weight - int4.dequantized())
+    found = unpack(pack_residual(weight, int4, rest), Precision.INT8)
+    torch.testing.assert_close(found, int4.dequantized() + rest.dequantized())
+    with pytest.raises(ConfigurationError, match="the weight is"):
+        pack_residual(weight, int4, round_to_nearest(weight, group=32))
 
 
 def test_int4_is_the_high_plane_alone() -> None:

@@ -1,1 +1,1 @@
-"""Algorithms that choose 4-bit weights: rounding, half-quadratic, GPTQ."""
+"""Algorithms that choose 4-bit weights: rounding, searched scales, GPTQ."""

@@ -11,6 +11,7 @@ import torch
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.precision import Precision
 from deepseek.quantization.int4.base import HIGHEST, LOWEST, Int4Weights, check_weight
+from deepseek.quantization.int4.rounding import quantized
 from deepseek.quantization.nested import planes
 from deepseek.quantization.nested.weights import TILE, NestedWeights, check_group, num_tiles
 
@@ -41,25 +42,26 @@ def pack(weight: torch.Tensor, *, group: int = 64) -> NestedWeights:
     return NestedWeights(high=high, low=low, scale=scale, out_features=len(weight))
 
 
-def pack_residual(weight: torch.Tensor, int4: Int4Weights) -> NestedWeights:
+def pack_residual(
+    weight: torch.Tensor, int4: Int4Weights, rest: Int4Weights | None = None
+) -> NestedWeights:
     """Return INT4 weights as they are beside a 4-bit plane of what they leave of `weight`.
 
     For INT4 weights of any algorithm. Their error may be larger than half a step, hence the plane's
-    own scales, a quarter of a bit a weight.
+    own scales, a quarter of a bit a weight. `rest` is `weight - int4.dequantized()` as an algorithm
+    quantised it; left out, it is rounded.
     """
     check_weight(weight, group=int4.group)
     check_group(int4.group, in_features=weight.shape[1])
-    _check_int4(int4, weight.shape)
+    rest = _rounded_rest(weight, int4) if rest is None else rest
+    for part in (int4, rest):
+        _check_int4(part, weight.shape, group=int4.group)
     high, low, scale = _empty_planes(weight.shape, group=int4.group)
     low_scale = torch.empty_like(scale)
     for rows, tiles in _blocks(weight.shape):
-        part = Int4Weights(values=int4.values[rows], scales=int4.scales[rows])
-        rest = (weight[rows].float() - part.dequantized()).unflatten(1, (-1, int4.group))
-        scales = _extreme_scales(rest, lowest=LOWEST - 0.49, highest=HIGHEST + 0.49)
-        lows = (rest / scales.float()[:, :, None]).round_().clamp_(LOWEST, HIGHEST)
-        high[tiles] = planes.high_plane(part.values)
-        low[tiles] = planes.low_plane(lows.flatten(1).to(torch.int8))
-        scale[tiles], low_scale[tiles] = _scale_tiles(part.scales), _scale_tiles(scales)
+        high[tiles] = planes.high_plane(int4.values[rows])
+        low[tiles] = planes.low_plane(rest.values[rows])
+        scale[tiles], low_scale[tiles] = (_scale_tiles(part.scales[rows]) for part in (int4, rest))
     return NestedWeights(
         high=high, low=low, scale=scale, low_scale=low_scale, out_features=len(weight)
     )
@@ -135,8 +137,18 @@ def _blocks(shape: torch.Size) -> Iterator[tuple[slice, slice]]:
         yield slice(tile * TILE, min(out_features, end * TILE)), slice(tile, end)
 
 
-def _check_int4(int4: Int4Weights, shape: torch.Size) -> None:
-    if int4.values.shape != shape or len(int4.scales) != shape[0]:
+def _rounded_rest(weight: torch.Tensor, int4: Int4Weights) -> Int4Weights:
+    values, scales = torch.empty_like(int4.values), torch.empty_like(int4.scales)
+    for rows, _ in _blocks(weight.shape):
+        part = Int4Weights(values=int4.values[rows], scales=int4.scales[rows])
+        grouped = (weight[rows].float() - part.dequantized()).unflatten(1, (-1, int4.group))
+        scales[rows] = _extreme_scales(grouped, lowest=LOWEST - 0.49, highest=HIGHEST + 0.49)
+        values[rows] = quantized(grouped, scales[rows]).values
+    return Int4Weights(values=values, scales=scales)
+
+
+def _check_int4(int4: Int4Weights, shape: torch.Size, *, group: int) -> None:
+    if int4.values.shape != shape or int4.scales.shape != (shape[0], shape[1] // group):
         raise ConfigurationError(
             f"INT4 values are {tuple(int4.values.shape)} with scales {tuple(int4.scales.shape)}, "
             f"the weight is {tuple(shape)}",

@@ -9,7 +9,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from serving_measures.platform import (
     serve,
 )
 
+from coldstart_measures.residency import until_residency
 from deepseek.cli.http_client import HttpClient
 from deepseek.scheduling.preloading.simulation import ModelArrival
 from deepseek.weights.acquisition import acquire
@@ -78,6 +79,7 @@ class _Seen:
 def many_models(run: Run) -> list[Row]:
     """Replay each trace three times: LRU on demand, ours on demand, ours with preloading."""
     sources = _in_chunks(run)
+    _prepare(run, sources)
     rows: list[Row] = []
     for trace in _TRACES:
         workload = Workload(
@@ -129,6 +131,25 @@ def _in_chunks(run: Run) -> dict[str, str]:
         name = f"m{rank}"
         sources[name] = str(own.add_chunks(name, path, progress=progress))
     return sources
+
+
+def _prepare(run: Run, sources: Mapping[str, str]) -> None:
+    """Load each model once, so that no way is the one that lays out weights for the others."""
+    models = {
+        name: {"source": source, "min_resident": 0, "keep_alive": "1s"}
+        for name, source in sources.items()
+    }
+    path = run.work / "prepare.yaml"
+    path.write_text(yaml.safe_dump({"models": models}, sort_keys=False), encoding="utf-8")
+    with serve(run, path, name="prepare") as platform:
+        asyncio.run(_load_each(platform.url, sources))
+
+
+async def _load_each(url: str, models: Iterable[str]) -> None:
+    with HttpClient(url, timeout_s=60) as client:
+        for model in models:
+            await _ask(client, model, _body(model), [])
+            await until_residency(client, model, "disk")  # which it is not before it is prepared
 
 
 def _source(rank: int) -> str:

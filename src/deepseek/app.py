@@ -365,6 +365,8 @@ def _worker_spec(
         kv_cache_bytes=settings.kv_cache_bytes,
         memory_utilization=settings.memory_utilization,
         weights_bytes=settings.weights_bytes,
+        prepared_dir=str(ModelCache.default().prepared.root),
+        prepared_bytes=settings.prepared_bytes,
         host_weights_bytes=settings.host_weights_bytes,
         preloading=settings.preloading,
         preload_bytes_per_s=settings.preload_bytes_per_s,

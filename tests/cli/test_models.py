@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from deepseek.cli.main import main
+from deepseek.weights.cache import ModelCache
 from deepseek.weights.store.keys.registry import make_key_source
 from deepseek.weights.store.manifest import read_manifest
 from deepseek.weights.store.reader import open_model
@@ -88,6 +89,17 @@ def test_weights_can_be_added_as_chunks_checked_shared_and_collected(
     assert main(["models", "gc"]) == 0
     assert re.fullmatch(r"removed \d+ chunks, freed \d+ MiB\n", capsys.readouterr().out)
     assert list((home / "chunks" / "packs").iterdir()) == []
+
+
+def test_gc_removes_prepared_weights_that_no_model_has(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = ModelCache(home).prepared.root
+    prepared.mkdir(parents=True)
+    (prepared / "of-no-model.safetensors").write_bytes(bytes(3 << 20))
+    assert main(["models", "gc"]) == 0
+    assert "removed 1 files of prepared weights, freed 3 MiB" in capsys.readouterr().out
+    assert list(prepared.iterdir()) == []
 
 
 def test_a_damaged_chunk_is_named_and_the_exit_code_says_so(

@@ -15,6 +15,7 @@ from deepseek.core.errors import ConfigurationError, CorruptWeights, ModelSource
 from deepseek.weights.acquisition import acquire
 from deepseek.weights.cache import CachedModel, ModelCache
 from deepseek.weights.catalogue import CATALOGUE, CatalogueEntry
+from deepseek.weights.prepared.collection import collect_prepared
 from deepseek.weights.storage import in_mib
 from deepseek.weights.store.checking import StoreChecker
 from deepseek.weights.store.collection import collect_garbage
@@ -96,10 +97,11 @@ def register(commands: Subparsers) -> None:
     verifying.set_defaults(run=verify_models)
     collecting = actions.add_parser(
         "gc",
-        help="free the chunks that no model uses",
+        help="free the chunks and prepared weights that no model uses",
         description="Removes the chunks that no model uses any more, those of imports that were "
-        "broken off included, and makes the packs smaller. Servers may go on; running imports are "
-        "waited for.",
+        "broken off included, and makes the packs smaller; and prepared weights "
+        "($DEEPSEEK_HOME/prepared) of models that are gone or have changed. Servers may go on; "
+        "running imports are waited for.",
     )
     collecting.set_defaults(run=collect_chunks)
 
@@ -185,10 +187,17 @@ def verify_models(arguments: argparse.Namespace) -> int:
 
 
 def collect_chunks(arguments: argparse.Namespace) -> int:
-    """Remove what no model uses from the chunk store."""
+    """Remove what no model uses from the chunk store and from the prepared weights."""
     with TerminalProgress() as progress:
-        collected = collect_garbage(ModelCache.default().chunk_store, progress=progress)
-    print(f"removed {collected.num_chunks} chunks, freed {in_mib(collected.freed_bytes)}")
+        cache = ModelCache.default()
+        chunks = collect_garbage(cache.chunk_store, progress=progress)
+        prepared = collect_prepared(cache.prepared)
+    print(f"removed {chunks.num_chunks} chunks, freed {in_mib(chunks.freed_bytes)}")
+    if prepared.freed_bytes:
+        print(
+            f"removed {prepared.num_files} files of prepared weights, "
+            f"freed {in_mib(prepared.freed_bytes)}"
+        )
     return 0
 
 

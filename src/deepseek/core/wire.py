@@ -86,6 +86,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int | None = None
     weights_bytes: int | None = None
     """Bound of all loaded models' weights together, as they are kept for computing."""
+    prepared_dir: str | None = None
+    """Directory of prepared weights (`deepseek.weights.prepared`); None: there are none."""
+    prepared_bytes: int = 0
+    """What its files may take together; 0: they are neither used nor written."""
     preloading: str = "foreseen"
     """Which models are loaded ahead of requests, and which make room (`scheduling.preloading`)."""
     preload_bytes_per_s: int = 0

@@ -118,6 +118,16 @@ class WarmUp(Protocol):
 
 
 @runtime_checkable
+class Prepares(Protocol):
+    """What an engine has besides whose weights are written in the form they are computed with."""
+
+    @property
+    def is_being_prepared(self) -> bool:
+        """True until that is done, or has failed; `close` ends it."""
+        ...
+
+
+@runtime_checkable
 class AdapterHost(Protocol):
     """What an engine has besides where its model takes LoRA adapters.
 

@@ -20,6 +20,7 @@ from deepseek.engine.linear import LinearFactory, head_factory, linear_factory
 from deepseek.engine.load_pace import LoadPace
 from deepseek.engine.models.base import Decoder
 from deepseek.engine.models.mtp import MTPDrafter
+from deepseek.engine.models.preparation import Preparation
 from deepseek.engine.models.registry import load_decoder, load_drafter
 from deepseek.engine.mtp_runner import MTPRunner
 from deepseek.engine.mtp_speculation import MTPSpeculation
@@ -43,6 +44,7 @@ def load_decoder_engine(
     *,
     dtype: torch.dtype,
     device: str,
+    preparation: Preparation,
     pace: LoadPace | None = None,
 ) -> tuple[DecoderEngine, int, int]:
     """Return the engine, the vocabulary's size, and the bytes that its weights take.
@@ -51,7 +53,16 @@ def load_decoder_engine(
     others' steps, in another thread than theirs.
     """
     with ExitStack() as undo:
-        loaded = _load(model, spec, directory, dtype=dtype, device=device, pace=pace, undo=undo)
+        loaded = _load(
+            model,
+            spec,
+            directory,
+            dtype=dtype,
+            device=device,
+            preparation=preparation,
+            pace=pace,
+            undo=undo,
+        )
         undo.pop_all()
     return loaded
 
@@ -63,6 +74,7 @@ def _load(
     *,
     dtype: torch.dtype,
     device: str,
+    preparation: Preparation,
     pace: LoadPace | None,
     undo: ExitStack,
 ) -> tuple[DecoderEngine, int, int]:
@@ -85,13 +97,21 @@ def _load(
         ops=make_ops(device),
         linear_factory=make_linear,
         head_factory=make_head,
+        preparation=preparation,
         reading=reading_of(model, directory),
     )
     can_park = device != "cpu" and spec.host_weights_bytes > 0
     weights = _parkable(decoder, device=device, pace=pace, undo=undo) if can_park else None
     head = None
     if model.speculation == "mtp":
-        head = _load_head(model, directory, target=decoder, dtype=dtype, make_linear=make_linear)
+        head = _load_head(
+            model,
+            directory,
+            target=decoder,
+            dtype=dtype,
+            make_linear=make_linear,
+            preparation=preparation,
+        )
     kv_shape = decoder.kv_shape if head is None else head.joint_kv_shape
     adapters = AdapterSet(
         decoder.projections,
@@ -202,6 +222,7 @@ def _load_head(
     target: Decoder,
     dtype: torch.dtype,
     make_linear: LinearFactory,
+    preparation: Preparation,
 ) -> MTPDrafter:
     head = load_drafter(
         directory.path,
@@ -210,6 +231,7 @@ def _load_head(
         device="cpu",
         ops=make_ops("cpu"),
         linear_factory=make_linear,
+        preparation=preparation,
         reading=reading_of(model, directory),
     )
     if head is None:

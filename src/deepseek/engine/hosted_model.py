@@ -14,7 +14,15 @@ from deepseek.core.load import DeviceLoad, ModelLoad
 from deepseek.core.qos import QoS
 from deepseek.core.wire import Encoded, Failed, TokenDelta
 from deepseek.engine.absent_engine import AbsentEngine, WaitingRequest
-from deepseek.engine.base import Engine, Output, Request, StepReport, WarmUp, num_sequences
+from deepseek.engine.base import (
+    Engine,
+    Output,
+    Prepares,
+    Request,
+    StepReport,
+    WarmUp,
+    num_sequences,
+)
 from deepseek.scheduling.batching.base import BatchingPolicy, Demand, QueuedRequest
 from deepseek.scheduling.batching.registry import PolicyMaker, policy_named_by
 from deepseek.telemetry.meters import ModelMeter
@@ -76,6 +84,11 @@ class HostedModel:
     def is_in_use(self) -> bool:
         """True while the engine cannot be done without."""
         return self.engine.has_work or self.num_readers > 0
+
+    @property
+    def is_being_prepared(self) -> bool:
+        """True while leaving now would make the next load as long as this one was."""
+        return isinstance(self.engine, Prepares) and self.engine.is_being_prepared
 
     @property
     def waiting_since_s(self) -> float | None:

@@ -2,8 +2,9 @@
 
 import ctypes
 import logging
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch.nn import functional
@@ -11,7 +12,13 @@ from torch.nn import functional
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.precision import Precision
 from deepseek.engine.nested_linear import make_nested_linear
-from deepseek.engine.quantized_linear import make_int8_linear
+from deepseek.engine.quantized_linear import (
+    BeforeRows,
+    Int8Linear,
+    at_once,
+    make_int8_linear,
+    require_part,
+)
 from deepseek.native.library import Bf16Weights, Kernels, load_kernels
 
 logger = logging.getLogger(__name__)
@@ -22,12 +29,24 @@ _PACKING_ROWS = 16
 _TILE = 16
 """Outputs of a weight tile of the native kernel."""
 
+_PACKED_BYTES = 4 << 20
+"""Packed at a time, in a few milliseconds: how soon a load can be ended."""
+
 
 class LinearFactory(Protocol):
     """Makes the layer that computes with a given weight; see `make_linear`."""
 
-    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
-        """Return a module that maps (..., in) to (..., out) for a weight (out, in)."""
+    def __call__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        before_rows: BeforeRows = at_once,
+    ) -> torch.nn.Module:
+        """Return a module that maps (..., in) to (..., out) for a weight (out, in).
+
+        `before_rows` is called before the work on each part of the weight's rows.
+        """
         ...
 
 
@@ -64,21 +83,85 @@ class FusingLinear(Protocol):
         ...
 
 
+@runtime_checkable
+class PreparedLayer(Protocol):
+    """A layer that can be taken apart and put together again, without work on its weights."""
+
+    layout: ClassVar[str]
+    """Names what `parts` are and how they lie in memory; changes when that does."""
+    out_features: int
+    in_features: int
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Return what the layer computes with: its own memory."""
+        ...
+
+    @classmethod
+    def from_parts(
+        cls, parts: Mapping[str, torch.Tensor], *, out_features: int, in_features: int
+    ) -> Self:
+        """Return a layer that computes with these parts, and never writes to them.
+
+        Raises `ValueError` where their number formats or shapes are not the layer's.
+        """
+        ...
+
+
 class Bf16Linear(torch.nn.Module):
     """`y = x W^T + b` in bfloat16 by the native kernel.
 
     What a row gets does not depend on the rows it is batched with.
     """
 
+    layout: ClassVar[str] = "bf16-tiles/1"
+
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, kernels: Kernels
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        kernels: Kernels,
+        before_rows: BeforeRows = at_once,
     ) -> None:
         """Pack `weight` (out, in); the original may be freed afterwards."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self._tiles = _pairs_in_tiles(weight)
-        padding = -self.out_features % _TILE
-        self._bias = None if bias is None else functional.pad(bias.float(), (0, padding))
+        padding = -len(weight) % _TILE
+        padded = None if bias is None else functional.pad(bias.float(), (0, padding))
+        tiles = _pairs_in_tiles(weight, before_rows)
+        self._compute_with(tiles, padded, shape=weight.shape, kernels=kernels)
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Return the tiles, and the padded bias where there is one."""
+        return {"tiles": self._tiles} | ({} if self._bias is None else {"bias": self._bias})
+
+    @classmethod
+    def from_parts(
+        cls, parts: Mapping[str, torch.Tensor], *, out_features: int, in_features: int
+    ) -> Self:
+        """See `PreparedLayer`; to be called where the kernel runs."""
+        kernels = _bf16_kernels()
+        if kernels is None:
+            raise ValueError("this processor does not run the bfloat16 kernel")
+        num_tiles, num_pairs = -(-out_features // _TILE), -(-in_features // 2)
+        tiles, bias = parts["tiles"], parts.get("bias")
+        require_part(tiles, torch.bfloat16, (num_tiles, num_pairs, _TILE, 2))
+        if bias is not None:
+            require_part(bias, torch.float32, (num_tiles * _TILE,))
+        layer = cls.__new__(cls)
+        torch.nn.Module.__init__(layer)
+        layer._compute_with(tiles, bias, shape=(out_features, in_features), kernels=kernels)
+        return layer
+
+    def _compute_with(
+        self,
+        tiles: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        shape: tuple[int, ...],
+        kernels: Kernels,
+    ) -> None:
+        self.out_features, self.in_features = shape
+        self._tiles, self._bias = tiles, bias
         self._view = Bf16Weights(
             self._tiles.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
@@ -143,24 +226,25 @@ class PlainLinear(torch.nn.Module):
         return functional.linear(inputs, self._weight, self._bias)
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
+def make_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    before_rows: BeforeRows = at_once,
+) -> torch.nn.Module:
     """Return the fastest linear layer for the weight's device and number format."""
+    kernels = None
+    if weight.device.type == "cpu" and weight.dtype is torch.bfloat16:
+        kernels = _bf16_kernels()
+    if kernels is not None:
+        return Bf16Linear(weight, bias, kernels=kernels, before_rows=before_rows)
+    before_rows(weight.nbytes)  # all at once
     if weight.device.type == "cuda":
         # Imported here: Triton does not exist on every machine.
         from deepseek.engine.ops.triton.linear import GpuLinear  # noqa: PLC0415
 
         return GpuLinear(weight, bias)
-    if weight.device.type == "cpu":
-        return _make_cpu_linear(weight, bias)
-    return PlainLinear(weight, bias)
-
-
-def _make_cpu_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Module:
-    if weight.dtype is torch.bfloat16:
-        kernels = _bf16_kernels()
-        if kernels is not None:
-            return Bf16Linear(weight, bias, kernels=kernels)
-    packable = weight.dtype in (torch.float32, torch.bfloat16)
+    packable = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
     if packable and torch.backends.mkldnn.is_available():
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
@@ -185,17 +269,25 @@ def _bf16_kernels() -> Kernels | None:
     return kernels
 
 
-def _pairs_in_tiles(weight: torch.Tensor) -> torch.Tensor:
+def _pairs_in_tiles(weight: torch.Tensor, before_rows: BeforeRows) -> torch.Tensor:
     """Return (tiles, pairs of inputs, 16, 2), zeros where outputs or inputs were padded.
 
     A pair is moved as one word: element by element the copy would take several times as long, and
     it is most of what loading a model takes.
     """
-    out_features, in_features = weight.shape
-    padding = (0, in_features % 2, 0, -out_features % _TILE)
-    padded = functional.pad(weight, padding) if any(padding) else weight.contiguous()
-    words = padded.view(torch.int32).unflatten(0, (-1, _TILE))
-    return words.transpose(1, 2).contiguous().view(weight.dtype).unflatten(2, (_TILE, 2))
+    num_rows, num_inputs = weight.shape
+    num_tiles, num_pairs = -(-num_rows // _TILE), -(-num_inputs // 2)
+    tiles = weight.new_empty((num_tiles, num_pairs, _TILE, 2))
+    words = tiles.view(torch.int32).squeeze(-1)
+    step = max(1, _PACKED_BYTES // (_TILE * num_inputs * weight.itemsize))
+    for first in range(0, num_tiles, step):
+        rows = weight[first * _TILE : (first + step) * _TILE]
+        before_rows(rows.nbytes)
+        padding = (0, num_inputs % 2, 0, -len(rows) % _TILE)
+        padded = functional.pad(rows, padding) if any(padding) else rows.contiguous()
+        block = padded.view(torch.int32).unflatten(0, (-1, _TILE))
+        words[first : first + step] = block.transpose(1, 2)
+    return tiles
 
 
 def pack_linears(module: torch.nn.Module) -> None:
@@ -235,6 +327,24 @@ def head_factory(quantization: str | None, *, device: str) -> LinearFactory:
     """
     factory = linear_factory(quantization, device=device)
     return make_linear if quantization == "nested" else factory
+
+
+def prepared_layer_class(
+    quantization: str | None, *, dtype: torch.dtype, device: str
+) -> type[PreparedLayer] | None:
+    """Return the class of all layers that `linear_factory` makes of weights in `dtype`.
+
+    None where they cannot be taken apart: oneDNN's and FBGEMM's layouts are opaque, and a GPU's
+    layers are not laid out anew.
+    """
+    if device != "cpu":
+        return None
+    kernels = load_kernels()
+    if quantization == "int8":
+        return Int8Linear if kernels is not None and kernels.has_int8_linear else None
+    if quantization is None and dtype is torch.bfloat16:
+        return None if _bf16_kernels() is None else Bf16Linear
+    return None
 
 
 _QUANTIZED: dict[str, LinearFactory] = {"int8": make_int8_linear, "nested": make_nested_linear}

@@ -3,8 +3,7 @@
 import math
 import threading
 import time
-
-import torch
+from functools import partial
 
 from deepseek.engine.linear import LinearFactory
 from deepseek.scheduling.preloading.token_bucket import TokenBucket
@@ -18,7 +17,7 @@ class LoadCancelled(Exception):
 
 
 class LoadPace:
-    """Asked by the thread that loads before each layer; told by the step loop's."""
+    """Asked by the thread that loads before each part of a layer; told by the step loop's."""
 
     def __init__(self, *, bytes_per_s: float = math.inf, total_bytes: int = 0) -> None:
         """`total_bytes`: what the load is expected to read, for `part`."""
@@ -34,7 +33,7 @@ class LoadPace:
         return min(1.0, self._num_bytes / self._total_bytes) if self._total_bytes else 0.0
 
     def cancel(self) -> None:
-        """End the load before its next layer."""
+        """End the load before the next part of a layer."""
         with self._changed:
             self._is_cancelled = True
             self._changed.notify()
@@ -59,9 +58,4 @@ class LoadPace:
 
     def applied_to(self, make_linear: LinearFactory) -> LinearFactory:
         """Return the factory with this pace: layers are nearly all that a model has."""
-
-        def make(weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
-            self.advance(weight.nbytes)
-            return make_linear(weight, bias)
-
-        return make
+        return partial(make_linear, before_rows=self.advance)

@@ -4,6 +4,7 @@ import torch
 
 from deepseek.core.errors import ConfigurationError
 from deepseek.core.precision import Precision
+from deepseek.engine.quantized_linear import BeforeRows, at_once
 from deepseek.quantization.nested import PackedNested, pack
 
 PRECISIONS = (Precision.INT8, Precision.INT4)
@@ -35,11 +36,17 @@ class NestedProjection(torch.nn.Module):
         return self._packed.forward(inputs, precision)
 
 
-def make_nested_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> NestedProjection:
+def make_nested_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    before_rows: BeforeRows = at_once,
+) -> NestedProjection:
     """Return the layer of (out, in) weights in float32 or bfloat16.
 
     Raises `ConfigurationError` where no group of the format divides its inputs.
     """
+    before_rows(weight.nbytes)
     return NestedProjection(weight, bias)
 
 

@@ -178,7 +178,7 @@ class Residents:
             if place.state is not Residency.READY or keep_alive_s is None or place.is_pinned:
                 continue
             idle_s = now_s - place.idle_since_s
-            if idle_s < keep_alive_s or place.model.is_in_use:
+            if idle_s < keep_alive_s or place.model.is_in_use or place.model.is_being_prepared:
                 continue
             place.is_retired = True
             reason = f"nobody has asked for {place.name} for its keep_alive"

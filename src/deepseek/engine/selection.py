@@ -52,7 +52,7 @@ def load_model(
                 "min_resident, or write `engine: torch`"
             )
         return _load_in_vllm(model, spec, directory, device=device)
-    return _load_in_torch(model, spec, device=device, pace=pace)
+    return _load_in_torch(model, spec, directory, device=device, pace=pace)
 
 
 def import_torch_engine() -> None:
@@ -100,7 +100,12 @@ def choose_engine(
 
 
 def _load_in_torch(
-    model: ModelSpec, spec: WorkerSpec, *, device: str, pace: "LoadPace | None"
+    model: ModelSpec,
+    spec: WorkerSpec,
+    directory: ModelDirectory,
+    *,
+    device: str,
+    pace: "LoadPace | None",
 ) -> tuple[Engine, ModelInfo]:
     try:
         from deepseek.engine.loading import load_engine  # noqa: PLC0415 - see the module
@@ -111,7 +116,7 @@ def _load_in_torch(
             "give the model a pool without `python`"
         ) from error
     logger.info("model %s runs on the torch engine", model.name)
-    return load_engine(model, spec, device=device, pace=pace)
+    return load_engine(model, spec, device=device, directory=directory, pace=pace)
 
 
 def _load_in_vllm(

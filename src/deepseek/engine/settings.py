@@ -30,6 +30,10 @@ class PoolSettings(Settings):
     """Memory for the weights of the pool's loaded models together, as they are kept for computing;
     default: no bound. Where models may be absent (`min_resident: 0`), one that is asked for takes
     the place of others that are worth less."""
+    prepared_bytes: SizeBytes = Field(default=8 * 1024**3, ge=0)
+    """Disk space for the weights of CPU pools as their layers compute with them: a model that may
+    be absent (`min_resident: 0`) is written there once, and mapped when it is loaded again. The
+    least recently used go first; 0: none are written or used. Default 8GiB."""
     host_weights_bytes: SizeBytes = Field(default=0, ge=0)
     """Pinned memory of the host beside a GPU for copies of weights: a model that has left the GPU
     comes back from it in a fraction of a second. Default 0: models come back from their files."""

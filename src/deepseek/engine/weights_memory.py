@@ -1,10 +1,13 @@
 """What a model holds, and how much memory its weights take, as they are kept for computing."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
+_PLAIN = frozenset({bool, bytes, complex, float, int, str, type(None)})
+_CONTAINERS = frozenset({dict, frozenset, list, OrderedDict, set, tuple})
 _OWN_MODULES = ("deepseek.", "transformers.")
 
 
@@ -38,7 +41,13 @@ def held_by(*models: object) -> Iterator[object]:
         seen.add(id(value))
         yield value
         if not isinstance(value, torch.Tensor):
-            pending.extend(reversed(list(_parts(value))))
+            pending.extend(reversed([part for part in _parts(value) if _may_hold(part)]))
+
+
+def _may_hold(value: object) -> bool:
+    """Rule out what most fields hold: numbers, names, and a module's many empty containers."""
+    cls = type(value)
+    return cls not in _PLAIN and (cls not in _CONTAINERS or bool(value))
 
 
 def _memory_of(tensor: torch.Tensor) -> tuple[int, int]:

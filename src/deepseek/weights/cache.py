@@ -19,6 +19,7 @@ from deepseek.core.requests import Task
 from deepseek.weights import storage
 from deepseek.weights.conversion import GGUF_EXPANSION, convert_gguf
 from deepseek.weights.model_directory import open_model_directory
+from deepseek.weights.prepared.shelf import PreparedShelf
 from deepseek.weights.progress import Progress, SilentProgress
 from deepseek.weights.store.chunk_store import ChunkStore
 from deepseek.weights.store.importing import SealingKey, import_weights
@@ -60,6 +61,11 @@ class ModelCache:
     def chunk_store(self) -> ChunkStore:
         """The store of the models that `add_chunks` adds."""
         return ChunkStore(self.root / "chunks")
+
+    @property
+    def prepared(self) -> PreparedShelf:
+        """The prepared weights of whatever CPU pools have served."""
+        return PreparedShelf(self.root / "prepared")
 
     @property
     def free_bytes(self) -> int:

@@ -36,6 +36,8 @@ class SafetensorsLayout:
 
     data_start: int
     tensors: dict[str, TensorEntry]
+    metadata: dict[str, str]
+    """What the writer has noted (`__metadata__`)."""
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -59,21 +61,22 @@ def read_layout(path: Path) -> SafetensorsLayout:
         raise _corrupt(path, "is missing") from error
     except OSError as error:
         raise _corrupt(path, f"cannot be read ({error.strerror})") from error
-    tensors = _parse(path, text)
+    tensors, metadata = _parse(path, text)
     promised = max((tensor.end for tensor in tensors.values()), default=0)
     present = file_bytes - _LENGTH.size - header_bytes
     if promised != present:
         raise _corrupt(
             path, f"holds {present:,} bytes of tensors where its header says {promised:,}"
         )
-    return SafetensorsLayout(data_start=_LENGTH.size + header_bytes, tensors=tensors)
+    data_start = _LENGTH.size + header_bytes
+    return SafetensorsLayout(data_start=data_start, tensors=tensors, metadata=metadata)
 
 
-def _parse(path: Path, text: bytes) -> dict[str, TensorEntry]:
+def _parse(path: Path, text: bytes) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     try:
         header = json.loads(text)
-        header.pop("__metadata__", None)
-        return {name: _entry(entry) for name, entry in header.items()}
+        metadata = {str(k): str(v) for k, v in (header.pop("__metadata__", None) or {}).items()}
+        return {name: _entry(entry) for name, entry in header.items()}, metadata
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _corrupt(path, "has an unreadable header") from error
 

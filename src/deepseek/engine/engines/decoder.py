@@ -24,6 +24,7 @@ from deepseek.engine.adapters import AdapterSet
 from deepseek.engine.base import BeforePiece, Output, Request, StepReport, at_once
 from deepseek.engine.batch_scheduler import BatchScheduler, Part
 from deepseek.engine.grammar import GrammarCompiler
+from deepseek.engine.preparing import Writing
 from deepseek.engine.request_checks import check_generation
 from deepseek.engine.runner import PendingStep, Runner
 from deepseek.engine.sampling import describe, history
@@ -77,6 +78,8 @@ class DecoderEngine:
         self._found_no_memory = False
         self._is_parked = False
         self.last_step: StepReport | None = None
+        self.writing: Writing | None = None
+        """Prepares the weights for the next load, while there is something to be done."""
 
     @property
     def limits(self) -> StepLimits:
@@ -88,6 +91,10 @@ class DecoderEngine:
     def has_work(self) -> bool:
         scheduler = self._scheduler
         return bool(scheduler.waiting or scheduler.running or self._in_flight)
+
+    @property
+    def is_being_prepared(self) -> bool:
+        return self.writing is not None and self.writing.is_under_way
 
     def expect(self, qos: QoS) -> None:
         """Give requests added from now on these deadlines."""
@@ -211,6 +218,8 @@ class DecoderEngine:
 
     def close(self) -> None:
         """Forget all requests, weights and adapters."""
+        if self.writing is not None:
+            self.writing.close()
         self._in_flight = None
         self._scheduler.waiting.clear()
         self._scheduler.running.clear()

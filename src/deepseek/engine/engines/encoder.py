@@ -22,6 +22,7 @@ from deepseek.core.requests import EncodeRequest, GenerateRequest
 from deepseek.core.wire import Encoded
 from deepseek.engine.base import Output, Request, StepReport
 from deepseek.engine.models.encoder import Encoder
+from deepseek.engine.preparing import Writing
 from deepseek.scheduling.batching.base import Demand, StepLimits, StepPlan, StepShape, prompt_pairs
 
 LOOK_AHEAD = 512
@@ -67,10 +68,16 @@ class EncoderEngine:
         self._qos = QoS()
         self.limits = StepLimits(max_tokens=max_step_tokens, max_sequences=LOOK_AHEAD)
         self.last_step: StepReport | None = None
+        self.writing: Writing | None = None
+        """Prepares the weights for the next load, while there is something to be done."""
 
     @property
     def has_work(self) -> bool:
         return bool(self._queue)
+
+    @property
+    def is_being_prepared(self) -> bool:
+        return self.writing is not None and self.writing.is_under_way
 
     def expect(self, qos: QoS) -> None:
         """Give requests added from now on these deadlines."""
@@ -153,6 +160,8 @@ class EncoderEngine:
 
     def close(self) -> None:
         """Forget the queue and the weights."""
+        if self.writing is not None:
+            self.writing.close()
         self._queue.clear()
         del self._encoder
 

@@ -40,19 +40,16 @@ class DeepseekV3Decoder:
         self.max_positions: int = config.max_position_embeddings
         self.kv_shape = latent_kv_shape(checkpoint, num_layers=config.num_hidden_layers)
         self._eps: float = config.rms_norm_eps
-        self._embedding = checkpoint.tensor(
-            "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)
-        )
+        vocabulary = (config.vocab_size, config.hidden_size)
+        self._embedding = checkpoint.tensor("model.embed_tokens.weight", vocabulary)
         self._norm = checkpoint.tensor("model.norm.weight", (config.hidden_size,))
         self._turns = rotary_turns(checkpoint)
         self._layers = [
             DeepseekLayer(checkpoint, ops, index=index, gate=self.gate)
             for index in range(config.num_hidden_layers)
         ]
-        head = self._embedding
-        if not config.tie_word_embeddings:
-            head = checkpoint.tensor("lm_head.weight", (config.vocab_size, config.hidden_size))
-        self._head = checkpoint.head(head)
+        tied = self._embedding if config.tie_word_embeddings else None
+        self._head = checkpoint.head("lm_head.weight", vocabulary, tied=tied)
         self.projections = tuple(checkpoint.projections)
 
     def forward(

@@ -14,6 +14,7 @@ from deepseek.engine.linear import LinearFactory, make_linear
 from deepseek.engine.models.checkpoint import Checkpoint
 from deepseek.engine.models.packed_bert import MODEL_TYPES
 from deepseek.engine.models.packed_encoder import PackedEncoder
+from deepseek.engine.models.preparation import Preparation
 from deepseek.engine.ops.base import Ops
 from deepseek.weights.model_directory import ModelDirectory
 from deepseek.weights.store.reader import DEFAULT_READING, Reading
@@ -58,24 +59,37 @@ def load_encoder(
     device: str,
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
+    preparation: Preparation | None = None,
     reading: Reading = DEFAULT_READING,
 ) -> Encoder:
     """Load a model directory, its weights read as `reading` says.
 
+    `preparation` may spare reading them where `is_packed`.
+
     Raises `CorruptWeights` where weights are damaged or contradict the config, `UnsupportedModel`
     for a variant that cannot be run.
     """
-    is_packed = directory.model_type in MODEL_TYPES and not directory.config.get("is_decoder")
-    logger.info("%s runs %s", directory.path, "packed" if is_packed else "padded")
-    if not is_packed:
+    packed = is_packed(directory)
+    logger.info("%s runs %s", directory.path, "packed" if packed else "padded")
+    if not packed:
         cls = _padded_encoder(directory)
         return cls(
             directory, dtype=dtype, device=device, linear_factory=linear_factory, reading=reading
         )
     checkpoint = Checkpoint(
-        directory.path, dtype=dtype, device=device, linear_factory=linear_factory, reading=reading
+        directory.path,
+        dtype=dtype,
+        device=device,
+        linear_factory=linear_factory,
+        preparation=preparation,
+        reading=reading,
     )
     return PackedEncoder(directory, checkpoint, ops)
+
+
+def is_packed(directory: ModelDirectory) -> bool:
+    """Say whether our own code runs an encoder; else transformers' does, and reads its weights."""
+    return directory.model_type in MODEL_TYPES and not directory.config.get("is_decoder")
 
 
 def _padded_encoder(directory: ModelDirectory) -> "type[PaddedEncoder]":

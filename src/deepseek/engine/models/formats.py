@@ -18,10 +18,8 @@ _SCALE_SUFFIX = "_scale_inv"
 
 
 def float32_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Read a tensor that decides rather than computes, such as a gate's, in full precision."""
-    view = copy(checkpoint)
-    view.dtype = torch.float32
-    return view.tensor(name, shape)
+    """Return a tensor that decides rather than computes, such as a gate's, in full precision."""
+    return _in_float32(checkpoint).tensor(name, shape)
 
 
 class BlockFp8Checkpoint(Checkpoint):
@@ -33,11 +31,11 @@ class BlockFp8Checkpoint(Checkpoint):
         quantization: dict[str, Any] | None = self.config.quantization_config
         self._block = None if quantization is None else self._block_shape(quantization)
 
-    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """Return a tensor in the checkpoint's number format, multiplied by its scales."""
-        value = super().tensor(name, shape)
+        value = super().read(name, shape)
         scales_name = name + _SCALE_SUFFIX
-        if not self.has(scales_name):
+        if scales_name not in self.source:
             self._require_plain(name)
             return value
         if self._block is None or value.dim() != len(self._block):
@@ -46,7 +44,7 @@ class BlockFp8Checkpoint(Checkpoint):
                 "config.json (quantization_config.weight_block_size) names no such blocks"
             )
         blocks = [-(-size // block) for size, block in zip(value.shape, self._block, strict=True)]
-        scales = float32_tensor(self, scales_name, tuple(blocks))
+        scales = _in_float32(self).read(scales_name, tuple(blocks))
         for dim, (size, block) in enumerate(zip(value.shape, self._block, strict=True)):
             scales = scales.repeat_interleave(block, dim).narrow(dim, 0, size)
         return (value.float() * scales).to(self.dtype)
@@ -66,3 +64,10 @@ class BlockFp8Checkpoint(Checkpoint):
                 f"{self.path}: tensor {name!r} is float8, but its scales "
                 f"{name + _SCALE_SUFFIX!r} are missing from the weights"
             )
+
+
+def _in_float32(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a view of the same checkpoint whose tensors are in full precision."""
+    view = copy(checkpoint)
+    view.dtype = torch.float32
+    return view

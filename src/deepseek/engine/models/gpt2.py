@@ -29,13 +29,14 @@ class GPT2Decoder:
         )
         self._eps: float = config.layer_norm_epsilon
         prefix = "transformer." if checkpoint.has("transformer.wte.weight") else ""
-        self._tokens = checkpoint.tensor(f"{prefix}wte.weight", (config.vocab_size, width))
+        vocabulary = (config.vocab_size, width)
+        self._tokens = checkpoint.tensor(f"{prefix}wte.weight", vocabulary)
         self._positions = checkpoint.tensor(f"{prefix}wpe.weight", (config.n_positions, width))
         self._norm = _Norm(checkpoint, f"{prefix}ln_f", self._eps)
         self._layers = [_Layer(checkpoint, ops, f"{prefix}h.{i}") for i in range(config.n_layer)]
         untied = checkpoint.has("lm_head.weight") and not config.tie_word_embeddings
         self._head = checkpoint.head(
-            checkpoint.tensor("lm_head.weight") if untied else self._tokens
+            "lm_head.weight", vocabulary, tied=None if untied else self._tokens
         )
         self.projections = tuple(checkpoint.projections)
 

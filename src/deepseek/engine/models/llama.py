@@ -51,9 +51,8 @@ class LlamaDecoder:
             dtype=checkpoint.dtype,
         )
         self._eps: float = config.rms_norm_eps
-        self._embedding = checkpoint.tensor(
-            "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)
-        )
+        vocabulary = (config.vocab_size, config.hidden_size)
+        self._embedding = checkpoint.tensor("model.embed_tokens.weight", vocabulary)
         self._norm = checkpoint.tensor("model.norm.weight", (config.hidden_size,))
         rotary = rotary_table(
             config.rope, dim=head_dim, max_positions=self.max_positions, device=checkpoint.device
@@ -69,8 +68,9 @@ class LlamaDecoder:
             for index in range(config.num_hidden_layers)
         ]
         tied = config.tie_word_embeddings or not checkpoint.has("lm_head.weight")
-        head = self._embedding if tied else checkpoint.tensor("lm_head.weight")
-        self._head = checkpoint.head(head)
+        self._head = checkpoint.head(
+            "lm_head.weight", vocabulary, tied=self._embedding if tied else None
+        )
         self.projections = tuple(checkpoint.projections)
 
     def _feed_forward(self, checkpoint: Checkpoint, ops: Ops, index: int) -> FeedForward:

@@ -9,6 +9,8 @@ is the rank of all loaded adapters together.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeGuard
 
 import torch
 
@@ -61,6 +63,20 @@ def stack_adapters(adapters: Mapping[int, AdapterWeights]) -> AdapterStack | Non
     )
 
 
+@cache
+def _has(cls: type, protocol: type) -> bool:
+    """Ask once for each class: a protocol's question takes 20 us, and models have many layers."""
+    return issubclass(cls, protocol)
+
+
+def _is_fusing(linear: torch.nn.Module) -> TypeGuard[FusingLinear]:
+    return _has(linear.__class__, FusingLinear)
+
+
+def _is_switching(linear: torch.nn.Module) -> TypeGuard[SwitchingLinear]:
+    return _has(linear.__class__, SwitchingLinear)
+
+
 class Projection(torch.nn.Module):
     """A linear layer under its checkpoint names, with room for LoRA adapters."""
 
@@ -80,8 +96,8 @@ class Projection(torch.nn.Module):
         self.adapters: AdapterStack | None = None
         """Replaced as a whole, between two steps."""
         self._linear = linear
-        self._fusing = linear if isinstance(linear, FusingLinear) else None
-        self._switching = linear if isinstance(linear, SwitchingLinear) else None
+        self._fusing = linear if _is_fusing(linear) else None
+        self._switching = linear if _is_switching(linear) else None
 
     def forward(self, inputs: torch.Tensor, choices: RowChoices = NO_CHOICES) -> torch.Tensor:
         """Return (rows, out); `choices` is `StepBatch.choices`."""

@@ -11,6 +11,7 @@ from deepseek.engine.models.base import Decoder
 from deepseek.engine.models.deepseek_v3 import DeepseekV3Decoder
 from deepseek.engine.models.formats import BlockFp8Checkpoint
 from deepseek.engine.models.mtp import MTPDrafter
+from deepseek.engine.models.preparation import Preparation
 from deepseek.engine.ops.base import Ops
 from deepseek.weights.store.reader import DEFAULT_READING, Reading
 
@@ -35,11 +36,13 @@ def load_decoder(
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
     head_factory: LinearFactory | None = None,
+    preparation: Preparation | None = None,
     reading: Reading = DEFAULT_READING,
 ) -> Decoder:
     """Load a Hugging Face model directory, its weights read as `reading` says.
 
-    Layers are made by `linear_factory`, that of the logits by `head_factory` where it is another.
+    Layers are made by `linear_factory`, that of the logits by `head_factory` where it is another;
+    `preparation` may spare making them.
 
     Raises `UnsupportedModel` for an unknown architecture and `CorruptWeights` where the weights
     are damaged or contradict the config.
@@ -50,6 +53,7 @@ def load_decoder(
         device=device,
         linear_factory=linear_factory,
         head_factory=head_factory,
+        preparation=preparation,
         reading=reading,
     )
     target = ARCHITECTURES.get(checkpoint.architecture)
@@ -71,12 +75,18 @@ def load_drafter(
     device: str,
     ops: Ops,
     linear_factory: LinearFactory = make_linear,
+    preparation: Preparation | None = None,
     reading: Reading = DEFAULT_READING,
 ) -> MTPDrafter | None:
     """Load the drafter that comes with the weights of `target`; None where none does."""
     if not isinstance(target, DeepseekV3Decoder):
         return None
     checkpoint = BlockFp8Checkpoint(
-        path, dtype=dtype, device=device, linear_factory=linear_factory, reading=reading
+        path,
+        dtype=dtype,
+        device=device,
+        linear_factory=linear_factory,
+        preparation=preparation,
+        reading=reading,
     )
     return MTPDrafter(checkpoint, ops, target=target) if MTPDrafter.is_in(checkpoint) else None

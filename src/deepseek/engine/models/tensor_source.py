@@ -16,7 +16,7 @@ from deepseek.weights.store.first_use import in_first_use_order
 from deepseek.weights.store.manifest import has_manifest
 from deepseek.weights.store.reader import DEFAULT_READING, ModelReader, Reading, Verify, open_model
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
     "I32": torch.int32, "I64": torch.int64, "U16": torch.uint16, "U32": torch.uint32,
     "U64": torch.uint64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
@@ -112,7 +112,7 @@ class ChunkSource:
 
     def tensor(self, name: str) -> torch.Tensor:
         place = self._places[name]
-        dtype = _DTYPES.get(place.dtype)
+        dtype = DTYPES.get(place.dtype)
         if dtype is None:
             raise UnsupportedModel(f"tensor {name!r} is stored as {place.dtype}, which is not read")
         if not place.num_bytes:

@@ -40,8 +40,9 @@ struct NestedPlanes {
     const uint8_t* low;          // the same; null where INT4 alone is at hand
     const uint16_t* scales;      // (tiles, groups, 16), of the high plane
     const uint16_t* low_scales;  // the same, or null: scales / 16
-    const int16_t* high_sums;    // (tiles, groups, 16): sums of each output's nibbles
-    const int16_t* low_sums;     // the same; null where `low` is
+    const int16_t* high_sums;    // (tiles, groups, 16): 16 times the sums of each output's nibbles
+    const int16_t* low_sums;     // the same of the low plane: once, and without scales of its own
+                                 // with those of the high plane added; null where `low` is
     const float* bias;           // (outputs, padded to whole tiles) or null
     int64_t num_outputs, num_inputs, group;
 };

@@ -66,14 +66,11 @@ struct NibbleSums {
     }
 };
 
-// The sums of one group with the zero points taken off.
-template <int R>
-inline __m256i group_sum(const NibbleSums<R>& sums, int r, const int16_t* nibble_sums,
-                         const int32_t* zeros) {
+// What a zero point counts for in 8 outputs.
+inline __m256i zero_products(const int16_t* sums, int32_t zero) {
     const __m256i total =
-        _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(nibble_sums)));
-    const __m256i zero = _mm256_set1_epi32(static_cast<int16_t>(zeros[r]));
-    return _mm256_add_epi32(sums.wide[r], _mm256_mullo_epi32(total, zero));
+        _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sums)));
+    return _mm256_mullo_epi32(total, _mm256_set1_epi32(static_cast<int16_t>(zero)));
 }
 
 template <Mode M, int R>
@@ -112,15 +109,17 @@ void multiply_half(const Activations& inputs, const NestedPlanes& weights, int64
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             const float row_scale = inputs.scales[g * R + r];
-            __m256i product =
-                _mm256_slli_epi32(group_sum(highs, r, weights.high_sums + at, zeros), 4);
-            __m256i rest{};
-            if constexpr (kReadsLow) rest = group_sum(lows, r, weights.low_sums + at, zeros);
-            if constexpr (M == Mode::kInt8) product = _mm256_add_epi32(product, rest);
+            const int16_t* own = M == Mode::kInt8 ? weights.low_sums : weights.high_sums;
+            __m256i product = _mm256_add_epi32(_mm256_slli_epi32(highs.wide[r], 4),
+                                               zero_products(own + at, zeros[r]));
+            if constexpr (M == Mode::kInt8) product = _mm256_add_epi32(product, lows.wide[r]);
             sums[r] += (vfloat)_mm256_cvtepi32_ps(product) * (scale * row_scale);
-            if constexpr (M == Mode::kResidual)
+            if constexpr (M == Mode::kResidual) {
+                const __m256i rest = _mm256_add_epi32(lows.wide[r],
+                                                      zero_products(weights.low_sums + at, zeros[r]));
                 sums[r] += (vfloat)_mm256_cvtepi32_ps(rest) *
                            (load_scales(weights.low_scales + at) * row_scale);
+            }
         }
     }
 #pragma GCC unroll 4

@@ -37,9 +37,10 @@ struct Products {
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
             const int64_t at = ((tile + n) * inputs.groups + g) * kTile;
-            __m512i total = _mm512_slli_epi32(read_sums(weights.high_sums + at), 4), low{};
-            if constexpr (M != Mode::kInt4) low = read_sums(weights.low_sums + at);
-            if constexpr (M == Mode::kInt8) total = _mm512_add_epi32(total, low);
+            const int16_t* own = M == Mode::kInt8 ? weights.low_sums : weights.high_sums;
+            const __m512i total = read_sums(own + at);
+            __m512i low{};
+            if constexpr (M == Mode::kResidual) low = read_sums(weights.low_sums + at);
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 const __m512i zero = _mm512_set1_epi32(inputs.zeros[g * R + r]);

@@ -108,9 +108,10 @@ def native_planes(
 
 
 def nibble_sums(weights: NestedWeights) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return what a zero point of one counts for: the sums of each group's nibbles.
+    """Return what a zero point of one counts for in a group, in the kernel's units.
 
-    (tiles, groups, 16) int16 for the high plane and the low.
+    (tiles, groups, 16) int16: 16 times the sums of the high nibbles, for INT4 and the residual;
+    the sums of the low nibbles, with those of the high plane added where INT8 is one grid.
     """
     num_groups = weights.scale.shape[1]
 
@@ -120,8 +121,11 @@ def nibble_sums(weights: NestedWeights) -> tuple[torch.Tensor, torch.Tensor | No
         blocks = plane.split(tiles_at_once)
         return torch.cat([planes.group_sums(nibbles(b), num_groups=num_groups) for b in blocks])
 
-    low = None if weights.low is None else summed(weights.low, high=False)
-    return summed(weights.high, high=True), low
+    high = 16 * summed(weights.high, high=True)
+    if weights.low is None:
+        return high, None
+    low = summed(weights.low, high=False)
+    return high, low + high if weights.low_scale is None else low
 
 
 def padded_bias(bias: torch.Tensor | None, *, out_features: int) -> torch.Tensor | None:

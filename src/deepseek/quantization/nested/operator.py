@@ -4,8 +4,13 @@ import ctypes
 
 import torch
 
-from deepseek.native.library import TYPES, load_kernels
-from deepseek.quantization.nested.packed import check_inputs, native_planes, reference_product
+from deepseek.native.library import load_kernels
+from deepseek.quantization.nested.packed import (
+    check_inputs,
+    kernel_product,
+    native_planes,
+    reference_product,
+)
 from deepseek.quantization.nested.weights import NestedWeights
 
 
@@ -40,13 +45,8 @@ def nested_linear(
     if kernels is None:
         return reference_product(inputs, weights, bias, int8=int8, rows=int8_rows)
     view = native_planes(weights, high_sums, low_sums, bias)
-    out = inputs.new_empty((len(inputs), out_features))
-    kernels.nested_linear(
-        *(inputs.data_ptr(), inputs.stride(0), ctypes.addressof(view), out.data_ptr(), len(inputs)),
-        *(None if int8_rows is None else int8_rows.data_ptr(), int8),
-        *(TYPES[inputs.dtype], torch.get_num_threads()),
-    )
-    return out
+    address = ctypes.addressof(view)
+    return kernel_product(kernels, inputs, view, address=address, int8=int8, rows=int8_rows)
 
 
 @nested_linear.register_fake

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from deepseek.core.errors import ConfigurationError, CorruptWeights
 from deepseek.core.precision import Precision
-from deepseek.native.library import TYPES, NestedPlanes, load_kernels
+from deepseek.native.library import TYPES, Kernels, NestedPlanes, load_kernels
 from deepseek.quantization.nested import planes, reference
 from deepseek.quantization.nested.weights import TILE, NestedWeights
 
@@ -54,13 +54,28 @@ class PackedNested:
         check_inputs(inputs, in_features=self.in_features)
         if self._kernels is None:
             return reference_product(inputs, self.weights, self.bias, int8=int8, rows=int8_rows)
-        out = inputs.new_empty((len(inputs), self.out_features))
-        self._kernels.nested_linear(
-            *(inputs.data_ptr(), inputs.stride(0), self._address, out.data_ptr(), len(inputs)),
-            *(None if int8_rows is None else int8_rows.data_ptr(), int8),
-            *(TYPES[inputs.dtype], torch.get_num_threads()),
+        return kernel_product(
+            self._kernels, inputs, self._view, address=self._address, int8=int8, rows=int8_rows
         )
-        return out
+
+
+def kernel_product(
+    kernels: Kernels,
+    inputs: torch.Tensor,
+    view: NestedPlanes,
+    *,
+    address: int,
+    int8: bool,
+    rows: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return what the kernel makes of checked inputs; `address` is that of `view`."""
+    out = inputs.new_empty((len(inputs), view.num_outputs))
+    kernels.nested_linear(
+        *(inputs.data_ptr(), inputs.stride(0), address, out.data_ptr(), len(inputs)),
+        *(None if rows is None else rows.data_ptr(), int8),
+        *(TYPES[inputs.dtype], torch.get_num_threads()),
+    )
+    return out
 
 
 def row_choice(

@@ -46,7 +46,7 @@ class GuardedPolicy:
         self._policy = self._first_policy()
 
     def ready_at(self, demand: Demand) -> float:
-        """Forward; what failed is ready at once."""
+        """Forward."""
         return self._ask(lambda policy: policy.ready_at(demand))
 
     def plan(self, demand: Demand, *, max_step_s: float) -> StepPlan:

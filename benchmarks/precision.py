@@ -6,9 +6,9 @@ make bench NAME=precision, or a part of it: python benchmarks/precision.py --onl
 import sys
 from typing import Any
 
+import suite
 from precision_measures.kernels import kernels
 from precision_measures.numerics import numerics
-from suite import Measure, parser, run_measures
 
 NAME = "precision"
 
@@ -16,19 +16,11 @@ NAME = "precision"
 def main() -> int:
     """Run the measures and show their rows; the results file is written by a full run only."""
     details: dict[str, Any] = {}
-    measures: dict[str, Measure] = {
+    measures: dict[str, suite.Measure] = {
         "kernels": lambda run: kernels(run, details),
         "numerics": lambda run: numerics(run, details),
     }
-    arguments = parser(measures, description=__doc__).parse_args()
-    return run_measures(
-        NAME,
-        {name: measures[name] for name in arguments.only or measures},
-        quick=arguments.quick,
-        is_full=arguments.only is None,
-        save_as=arguments.save_as,
-        details=details,
-    )
+    return suite.main(NAME, measures, description=__doc__, details=details)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import sys
 from functools import partial
 from typing import Any
 
+import suite
 from preloading_measures import measures
-from suite import Measure, parser, run_measures
 
 NAME = "preloading"
 
@@ -17,18 +17,10 @@ def main() -> int:
     """Run the measures and show their rows; the results file is written by a full run only."""
     details: dict[str, Any] = {}
     found = _measures(details)
-    arguments = parser(found, description=__doc__).parse_args()
-    return run_measures(
-        NAME,
-        {name: found[name] for name in arguments.only or found},
-        quick=arguments.quick,
-        is_full=arguments.only is None,
-        save_as=arguments.save_as,
-        details=details,
-    )
+    return suite.main(NAME, found, description=__doc__, details=details)
 
 
-def _measures(details: dict[str, Any]) -> dict[str, Measure]:
+def _measures(details: dict[str, Any]) -> dict[str, suite.Measure]:
     return {
         "hit-rate": partial(measures.hit_rate, details=details),
         "skew": partial(measures.skew, details=details),

@@ -33,10 +33,16 @@ def parser(measures: Mapping[str, Measure], *, description: str | None) -> argpa
     return result
 
 
-def main(name: str, measures: Mapping[str, Measure], *, description: str | None) -> int:
+def main(
+    name: str,
+    measures: Mapping[str, Measure],
+    *,
+    description: str | None,
+    details: Mapping[str, Any] | None = None,
+) -> int:
     """Run a suite that takes what every suite takes; return the exit code.
 
-    The results file is written by a full run only.
+    The results file is written by a full run only, with the `details` that its measures fill in.
     """
     arguments = parser(measures, description=description).parse_args()
     chosen = {key: measures[key] for key in arguments.only or measures}
@@ -46,6 +52,7 @@ def main(name: str, measures: Mapping[str, Measure], *, description: str | None)
         quick=arguments.quick,
         is_full=chosen.keys() == measures.keys(),
         save_as=arguments.save_as,
+        details=details,
     )
 
 

@@ -6,8 +6,8 @@ make bench NAME=switching, or a part of it: python benchmarks/switching.py --onl
 import sys
 from typing import Any
 
+import suite
 from engine_measures.placement import one_core, shared_cores
-from suite import parser, run_measures
 from switching_measures.chats import chats
 from switching_measures.memory import memory
 
@@ -22,16 +22,7 @@ def main() -> int:
         "one-core": lambda run: chats(run, one_core(), details=details),
         "two-cores": lambda run: chats(run, shared_cores(), details=details),
     }
-    arguments = parser(measures, description=main.__doc__).parse_args()
-    chosen = {name: measures[name] for name in arguments.only or measures}
-    return run_measures(
-        NAME,
-        chosen,
-        quick=arguments.quick,
-        is_full=arguments.only is None,
-        save_as=arguments.save_as,
-        details=details,
-    )
+    return suite.main(NAME, measures, description=__doc__, details=details)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from deepseek.core.precision import Precision
+from deepseek.core.precision import Precision, finer
 from deepseek.core.settings import Settings
 
 Int4Algorithm = Literal["rounding", "search", "gptq"]
@@ -53,13 +53,7 @@ class SwitchPolicy(Settings):
         is_long = self.long_input_tokens is not None and num_input_tokens >= self.long_input_tokens
         if is_long or (is_under_pressure and self.shed_load):
             return self.floor
-        wanted = self.by_class.get(request_class or "", Precision.FP16)
-        return self.floor if lower_of(wanted, self.floor) is wanted else wanted
-
-
-def lower_of(left: Precision, right: Precision) -> Precision:
-    """Return the coarser of two precisions."""
-    return min(left, right, key=list(Precision).index)
+        return finer(self.by_class.get(request_class or "", Precision.FP16), self.floor)
 
 
 def _policy_of(value: Any) -> Any:

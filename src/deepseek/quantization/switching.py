@@ -3,8 +3,8 @@
 from torch import nn
 
 from deepseek.core.errors import InvalidQuantization
-from deepseek.core.precision import Precision
-from deepseek.quantization.config import MixedPrecisionConfig, SwitchPolicy, lower_of
+from deepseek.core.precision import Precision, coarser
+from deepseek.quantization.config import MixedPrecisionConfig, SwitchPolicy
 from deepseek.quantization.nested import NestedLinear
 
 
@@ -17,19 +17,19 @@ def set_precision(model: nn.Module, precision: Precision | str | None) -> None:
     layers = _quantized_layers(model)
     ceiling = Precision.FP16 if precision is None else _precision(precision)
     policy = _policy(model)
-    if policy is None and any(lower_of(own, ceiling) is not own for own in layers.values()):
+    if policy is None and any(coarser(own, ceiling) is not own for own in layers.values()):
         raise InvalidQuantization(
             "the model was quantized without dynamic_switch; quantize it with dynamic_switch: true",
             param="dynamic_switch",
         )
-    if policy is not None and lower_of(ceiling, policy.floor) is not policy.floor:
+    if policy is not None and coarser(ceiling, policy.floor) is not policy.floor:
         raise InvalidQuantization(
             f"{ceiling} lies below the floor of dynamic_switch, {policy.floor}", param="precision"
         )
     for name, own in layers.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, NestedLinear)  # noqa: S101 - the config names no others
-        layer.precision = lower_of(own, ceiling)
+        layer.precision = coarser(own, ceiling)
 
 
 def _precision(value: Precision | str) -> Precision:

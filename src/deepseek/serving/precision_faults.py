@@ -6,9 +6,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from deepseek.core.errors import ConfigurationError
+from deepseek.core.precision import finer
 from deepseek.core.requests import Task
 from deepseek.core.spellings import spelling_of, value_of
-from deepseek.scheduling.precision.policy import PrecisionRule, finer
+from deepseek.scheduling.precision.policy import PrecisionRule
 from deepseek.serving.precision_settings import PrecisionRuleSettings, PrecisionSettings
 from deepseek.serving.qos_faults import runs_on_vllm
 from deepseek.serving.settings import ModelSettings

@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from deepseek.core.precision import Precision
-
-_QUALITY = list(Precision)
-"""Coarsest first."""
+from deepseek.core.precision import Precision, finer
 
 
 class Reason(StrEnum):
@@ -107,11 +104,6 @@ class PrecisionPolicy:
     def service_tiers(self) -> frozenset[str]:
         """The classes of requests that some rule tells from others."""
         return frozenset(tier for rule in self.rules for tier in rule.service_tiers)
-
-
-def finer(one: Precision, other: Precision) -> Precision:
-    """Return the one of higher quality."""
-    return max(one, other, key=_QUALITY.index)
 
 
 def _within(value: int, least: int, most: int | None) -> bool:
